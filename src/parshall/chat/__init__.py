@@ -1,0 +1,1 @@
+"""The chat service: chat sessions, messages, streams with their log, models and providers."""

@@ -1,0 +1,218 @@
+"""What a turn needs of the outside: a ledger, a provider and a stream log, each as narrow as its use."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from parshall.kernel.errors import ParshallError
+from parshall.kernel.ids import StreamId, UserId
+from parshall.kernel.metering import Settlement, Slice, Usage, UsageSource
+
+# ── Ledger ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Ledger(Protocol):
+    """Credits for one stream: reserve, extend, settle or void. Every call may be repeated with the same answer."""
+
+    async def reserve(
+        self,
+        *,
+        stream_id: StreamId,
+        user_id: UserId,
+        model_id: str,
+        input_tokens: int,
+        output_tokens_max: int,
+        slice_tokens: int,
+    ) -> Slice:
+        """Reserve the prompt and a first slice of output, as much of it as the balance covers.
+
+        Raises InsufficientCredits when not even one output token is covered, Unavailable when unreachable, KeyReused
+        for an id that was reserved with other arguments.
+        """
+        ...
+
+    async def extend(self, *, stream_id: StreamId, step: int, output_tokens: int) -> Slice:
+        """Reserve `output_tokens` more, or as many as the balance covers; `step` (1, 2, …) is the idempotency key.
+
+        Raises InsufficientCredits when not one more token is covered.
+        """
+        ...
+
+    async def settle(self, *, stream_id: StreamId, usage: Usage, source: UsageSource, outcome: str) -> Settlement:
+        """Charge what was used and return the rest. A replay gives the first answer."""
+        ...
+
+    async def void(self, *, stream_id: StreamId) -> Settlement | None:
+        """Return everything; None for an id that was never reserved."""
+        ...
+
+
+# ── Provider ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptMessage:
+    """One message of the conversation as a provider sees it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What a provider is asked: the conversation, oldest first, and the limits of the answer."""
+
+    model_id: str
+    messages: tuple[PromptMessage, ...]
+    output_tokens_max: int
+    temperature: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer and its tokens by this provider's count (zero where a token gave no text yet)."""
+
+    text: str
+    tokens: int
+    reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """The provider's own word on what was used so far; the last one counts."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The provider ended of its own accord: `stop` or `length`."""
+
+    reason: Literal["stop", "length"]
+
+
+Delta = TextDelta | UsageReport | Finish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """A model as it is offered to users."""
+
+    id: str
+    name: str
+    description: str
+    provider: str
+    context_tokens: int
+    output_tokens_max: int
+    capabilities: tuple[str, ...] = field(default=("chat",))
+    exact_usage: bool = True
+
+
+class ProviderFailure(ParshallError):
+    """The provider could not answer, or not to the end. `retryable` says whether the same prompt may work later."""
+
+    status = 503
+    code = "provider_error"
+    title = "Model provider failed"
+    default = "The model provider failed; try again shortly."
+
+    def __init__(self, detail: str | None = None, /, *, code: str | None = None, retryable: bool = True) -> None:
+        super().__init__(detail)
+        self.reason = code or type(self).code
+        self.retryable = retryable
+
+
+class Provider(Protocol):
+    """A source of answers."""
+
+    async def models(self) -> Sequence[ModelCard]:
+        """The models that can be asked now. Raises ProviderFailure."""
+        ...
+
+    async def count_input(self, prompt: Prompt) -> int:
+        """Input tokens of the prompt: exact, or an upper bound that errs little."""
+        ...
+
+    def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[Delta]]:
+        """The answer as it comes, all deltas of one read together. Raises ProviderFailure.
+
+        An async generator: closing it stops the provider promptly, and nothing is generated afterwards.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop whatever runs and release connections and threads."""
+        ...
+
+
+# ── StreamLog ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to produce one stream until `expires_at`; a higher epoch fences every lower one (S5)."""
+
+    stream_id: StreamId
+    epoch: int
+    expires_at: int
+
+
+class LeaseLost(ParshallError):
+    """Another producer has taken the stream over; whoever sees this must stop without settling."""
+
+    status = 409
+    code = "lease_lost"
+    title = "Lease lost"
+    default = "Another process has taken this stream over."
+
+
+class LogUnavailable(ParshallError):
+    """The log cannot keep or give events now."""
+
+    status = 503
+    code = "log_unavailable"
+    title = "Stream log unavailable"
+    default = "The stream log cannot be reached; try again shortly."
+
+
+class StreamLog(Protocol):
+    """The events of streams, in order, from offset 1. An event is visible to readers only once it is kept (S1)."""
+
+    async def acquire(self, stream_id: StreamId, *, owner: str, at: int, until: int) -> Lease | None:
+        """Take the stream if nobody holds an unexpired lease on it; None while somebody else does."""
+        ...
+
+    async def renew(self, lease: Lease, *, until: int) -> Lease:
+        """Hold it for longer. Raises LeaseLost."""
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """Give the stream up, so that another may acquire it at once."""
+        ...
+
+    async def append(self, lease: Lease, frames: Sequence[bytes], *, first_offset: int) -> None:
+        """Keep frames as the events `first_offset`, `first_offset` + 1, …; returns once readers can see them.
+
+        Raises LeaseLost for a stale epoch, LogUnavailable when the log cannot keep them.
+        """
+        ...
+
+    async def close_stream(self, lease: Lease) -> None:
+        """No event follows; tails end after the last. The lease ends with it. Raises LeaseLost."""
+        ...
+
+    async def read(self, stream_id: StreamId, *, after: int, limit: int) -> tuple[list[bytes], bool]:
+        """At most `limit` frames after that offset, and whether the stream is closed behind them."""
+        ...
+
+    def tail(self, stream_id: StreamId, *, after: int) -> AsyncIterator[Sequence[bytes]]:
+        """All frames after that offset as they are kept, until the stream is closed. Raises LogUnavailable."""
+        ...
+
+    async def trim(self, *, closed_before: int) -> int:
+        """Forget streams closed before that instant (microseconds); how many."""
+        ...
+
+    async def close(self) -> None:
+        """End every tail and release resources."""
+        ...

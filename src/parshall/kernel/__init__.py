@@ -1,0 +1,1 @@
+"""What every service stands on: errors, ids, time, amounts, databases, HTTP, SSE."""

@@ -1,0 +1,50 @@
+"""The port to a service's records: units of work run in transactions, and migrations brought forward on start."""
+
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from typing import Protocol, TypeVar
+
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+"""A unit of work: synchronous, free of other I/O, safe to run again after a failure. It never commits."""
+
+
+class Database(Protocol):
+    """Transactions on one service's records. Implemented by SqliteDatabase."""
+
+    async def read(self, work: Work[T]) -> T:
+        """Run `work` on a consistent snapshot; whatever it writes is discarded."""
+        ...
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` in a transaction and return its result once that is durable; an exception undoes all of it."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is under way and release every connection."""
+        ...
+
+
+def migrate(connection: Connection, package: str) -> None:
+    """Bring the tables of the service `package` (such as `parshall.auth`) forward to its newest migration.
+
+    Migrations live in `<package>/migrations/versions`; the revision reached is kept in the table
+    `<service>_version`, so that services may share a database. The caller owns the transaction.
+    """
+    service = package.rpartition(".")[2]
+    with as_file(files(package) / "migrations") as folder:
+        script = ScriptDirectory(str(folder))
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "version_table": f"{service}_version",
+                "fn": lambda revision, _context: script._upgrade_revs("head", revision),
+            },
+        )
+        with Operations.context(context):
+            context.run_migrations()

@@ -1,0 +1,247 @@
+"""What every HTTP surface shares: problem details, request ids, CORS, the caller's identity, strict bodies, health."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from parshall.kernel import headers as names
+from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
+from parshall.kernel.telemetry import log
+from parshall.kernel.tokens import Principal, Role
+
+PROBLEM_JSON = "application/problem+json"
+BODY_BYTES_MAX = 1024 * 1024
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_TOO_LARGE = f"The body may have at most {BODY_BYTES_MAX} bytes; send less."
+_logger = log("http")
+
+_STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
+_STATUS_DETAILS = {
+    404: "There is no such path; /docs lists what there is.",
+    405: "This path does not take this method; the Allow header names those it takes.",
+}
+
+
+class WireModel(BaseModel):
+    """A request body: camelCase on the wire, unknown members ignored (clients may send more than we read)."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, str_max_length=BODY_BYTES_MAX)
+
+
+def problem(
+    request: Request,
+    *,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    **extra: Any,
+) -> JSONResponse:
+    """An RFC 9457 problem document with the members that older clients read."""
+    body = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": f"urn:uuid:{uuid.uuid4()}",
+        "message": detail,
+        "code": code,
+        "error": code.upper(),
+        "requestId": request.scope.get("request_id", ""),
+        **extra,
+    }
+    return JSONResponse(body, status_code=status, headers=headers, media_type=PROBLEM_JSON)
+
+
+async def current_principal(request: Request) -> Principal:
+    """The verified caller of this request. Raises Unauthenticated, or Forbidden for another's X-User-ID.
+
+    `X-User-ID` is believed only from a service; a user may name nobody but themselves.
+    """
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        token = request.cookies.get("accessToken", "") if request.method in ("GET", "HEAD") else ""
+    if not token:
+        raise Unauthenticated
+    principal: Principal = await request.app.state.verifier.verify(token.strip())
+    claimed = request.headers.get(names.USER_ID_HEADER)
+    if claimed and not principal.is_service and claimed not in (principal.user_id, principal.username):
+        raise Forbidden("X-User-ID names another user than the access token; leave the header out.")
+    structlog.contextvars.bind_contextvars(user=principal.user_id)
+    return principal
+
+
+async def _user(principal: Annotated[Principal, Depends(current_principal)]) -> Principal:
+    if principal.is_service:
+        raise Forbidden("This is for users; a service token cannot do it.")
+    return principal
+
+
+def _role(role: Role) -> Callable[[Principal], Awaitable[Principal]]:
+    async def check(principal: Annotated[Principal, Depends(_user)]) -> Principal:
+        principal.require(role)
+        return principal
+
+    return check
+
+
+Caller = Annotated[Principal, Depends(current_principal)]
+"""Any verified caller, service or user."""
+User = Annotated[Principal, Depends(_user)]
+Supervisor = Annotated[Principal, Depends(_role(Role.SUPERVISOR))]
+Admin = Annotated[Principal, Depends(_role(Role.ADMIN))]
+
+
+def install_errors(app: FastAPI) -> None:
+    """Turn every exception into a problem document; none of them names a file or a line."""
+
+    @app.exception_handler(ParshallError)
+    async def refused(request: Request, error: ParshallError) -> JSONResponse:
+        return problem(
+            request,
+            status=error.status,
+            code=error.code,
+            title=error.title,
+            detail=error.detail,
+            headers=error.headers,
+            **error.extra,
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        found = [{"path": ".".join(str(part) for part in e["loc"]), "message": str(e["msg"])} for e in error.errors()]
+        named = "; ".join(f"{e['path']}: {e['message']}" for e in found[:3])
+        return problem(
+            request,
+            status=400,
+            code="validation_failed",
+            title="Validation failed",
+            detail=f"The request is not valid ({named}); correct it and send it again.",
+            errors=found,
+        )
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        status = error.status_code
+        return problem(
+            request,
+            status=status,
+            code=_STATUS_CODES.get(status, f"http_{status}"),
+            title=str(error.detail),
+            detail=_STATUS_DETAILS.get(status, f"{error.detail}; see /docs."),
+            headers=dict(error.headers or {}),
+        )
+
+
+class Edge:
+    """The outermost ASGI layer: request id, log context, CORS, body limit, and a 500 that leaks nothing."""
+
+    def __init__(self, app: ASGIApp, *, allowed_origins: Iterable[str] = ()) -> None:
+        """`allowed_origins` are exact origins such as `https://chat.example.org`."""
+        self._app = app
+        self._origins = frozenset(allowed_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get(names.REQUEST_ID_HEADER, "")
+        request_id = scope["request_id"] = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        exchange = _Exchange(scope, receive, send, cors=names.cors_headers(headers.get("origin"), self._origins))
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            await self._preflight(exchange)
+            return
+        await self._serve(exchange, headers)
+
+    async def _serve(self, exchange: "_Exchange", headers: Headers) -> None:
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > BODY_BYTES_MAX:
+            await exchange.refuse(413, "body_too_large", _TOO_LARGE)
+            return
+        try:
+            await self._app(exchange.scope, exchange.receive, exchange.send)
+        except _BodyTooLarge:
+            await exchange.refuse(413, "body_too_large", _TOO_LARGE)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            _logger.exception("request_failed", path=exchange.scope["path"])
+            await exchange.refuse(500, "internal_error", ParshallError.default)
+
+    async def _preflight(self, exchange: "_Exchange") -> None:
+        allowed = [
+            ("Access-Control-Allow-Methods", ", ".join(names.METHODS)),
+            ("Access-Control-Allow-Headers", ", ".join(names.ALLOWED)),
+            ("Access-Control-Max-Age", "600"),
+        ]
+        await exchange.respond(204, b"", allowed if exchange.cors else [("Vary", "Origin")])
+
+
+class _BodyTooLarge(Exception):
+    """The body that arrives without a Content-Length has passed BODY_BYTES_MAX."""
+
+
+class _Exchange:
+    """One request with its response: adds the headers that every response carries."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, cors: list[tuple[str, str]]) -> None:
+        self.scope = scope
+        self.cors = cors
+        self._receive = receive
+        self._send = send
+        self._started = False
+        self._body_bytes = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._body_bytes += len(message.get("body", b""))
+            if self._body_bytes > BODY_BYTES_MAX:
+                raise _BodyTooLarge
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            self._complete(MutableHeaders(scope=message))
+        await self._send(message)
+
+    def _complete(self, headers: MutableHeaders) -> None:
+        """Append, never prepend: on a stream the id header must stay the first (H1)."""
+        for name, value in self.cors:
+            if name == "Vary":
+                headers.add_vary_header(value)
+            else:
+                headers.setdefault(name, value)
+        headers.setdefault(names.REQUEST_ID_HEADER, self.scope["request_id"])
+        headers.setdefault("X-Content-Type-Options", "nosniff")
+        headers.setdefault("Cache-Control", "no-store")
+
+    async def respond(self, status: int, body: bytes, pairs: list[tuple[str, str]]) -> None:
+        raw = [(name.encode(), value.encode()) for name, value in pairs]
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def refuse(self, status: int, code: str, detail: str) -> None:
+        """Answer with a problem; after the status line only the connection's end can tell."""
+        if self._started:
+            return
+        document = problem(Request(self.scope), status=status, code=code, title=code.replace("_", " "), detail=detail)
+        await document(self.scope, self._receive, self.send)

@@ -1,0 +1,42 @@
+"""Identifiers: the streaming session id and the types that keep one id from being passed for another."""
+
+import re
+import uuid
+from typing import NewType
+
+from parshall.kernel.errors import Invalid
+
+StreamId = NewType("StreamId", str)
+UserId = NewType("UserId", str)
+SessionId = NewType("SessionId", str)
+
+STREAM_ID_PATTERN = r"^stream-[0-9]{10,13}-[0-9a-f]{8,32}$"
+_STREAM_ID = re.compile(STREAM_ID_PATTERN.removesuffix("$") + r"\Z")
+
+
+class MalformedStreamId(Invalid):
+    """A streaming session id that does not match STREAM_ID_PATTERN; it is never echoed."""
+
+    code = "malformed_stream_id"
+    title = "Malformed streaming session id"
+    default = (
+        "The streaming session id must look like stream-<unix seconds>-<8 to 32 lower-case hex digits>; "
+        "leave the header out and the server makes one."
+    )
+
+
+def new_stream_id(*, at: int) -> StreamId:
+    """A fresh streaming session id for the instant `at` (microseconds since the epoch)."""
+    return StreamId(f"stream-{at // 1_000_000}-{uuid.uuid4().hex}")
+
+
+def parse_stream_id(text: str) -> StreamId:
+    """`text` as a streaming session id. Raises MalformedStreamId."""
+    if not _STREAM_ID.match(text):
+        raise MalformedStreamId
+    return StreamId(text)
+
+
+def new_id() -> str:
+    """32 random hex digits, for rows that need no order."""
+    return uuid.uuid4().hex

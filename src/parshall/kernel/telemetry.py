@@ -1,0 +1,51 @@
+"""Structured logs: JSON for machines, a readable form on a terminal; every line carries the ids that were bound."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+_HIDDEN = ("password", "secret", "token", "authorization", "api_key", "cookie")
+_NUMBERS_KEPT = (int, float, bool, type(None))
+
+
+def configure(*, level: str, json: bool | None) -> None:
+    """Set up logging for this process. `json=None` picks the readable form when standard error is a terminal."""
+    plain = sys.stderr.isatty() if json is None else not json
+    render: Any = structlog.dev.ConsoleRenderer() if plain else structlog.processors.JSONRenderer()
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        hide_secrets,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+
+
+def hide_secrets(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace the value of every member whose name speaks of a secret; token counts (numbers) stay."""
+    for name, value in entry.items():
+        if any(word in name.lower() for word in _HIDDEN) and not isinstance(value, _NUMBERS_KEPT):
+            entry[name] = "redacted"
+    return entry
+
+
+def log(area: str) -> Any:
+    """A logger whose lines carry `area`."""
+    return structlog.get_logger(area=area)
