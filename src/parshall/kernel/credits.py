@@ -1,6 +1,6 @@
 """Amounts: integer microcredits inside, decimal credits with at most six places on the wire."""
 
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import NewType
 
 from parshall.kernel.errors import Invalid
@@ -11,6 +11,10 @@ Credits = NewType("Credits", int)
 MICRO = 1_000_000
 CREDITS_MAX = 1_000_000_000 * MICRO
 """No single amount may exceed a billion credits: sums stay far inside 64 bits and exact as JSON numbers."""
+
+
+_EXACT = Context(prec=28, traps=[Inexact, InvalidOperation])
+"""Raises where a digit would be lost; the default context rounds to 28 digits without a word."""
 
 
 class InvalidAmount(Invalid):
@@ -24,12 +28,12 @@ class InvalidAmount(Invalid):
 def parse_credits(value: Decimal | int | float | str, *, allow_zero: bool = False) -> Credits:
     """A wire amount (decimal credits) as microcredits, exactly. Raises InvalidAmount; never rounds."""
     try:
-        micro = Decimal(str(value)) * MICRO
-    except InvalidOperation as error:
+        micro = _EXACT.multiply(Decimal(str(value)), MICRO)
+    except (ArithmeticError, ValueError) as error:  # ValueError: an int of more digits than Python will print
         raise InvalidAmount from error
-    if not micro.is_finite() or micro != micro.to_integral_value():
+    if not micro.is_finite() or not 0 <= micro <= CREDITS_MAX or micro != micro.to_integral_value():
         raise InvalidAmount
-    if micro > CREDITS_MAX or micro < 0 or (micro == 0 and not allow_zero):
+    if micro == 0 and not allow_zero:
         raise InvalidAmount
     return Credits(int(micro))
 

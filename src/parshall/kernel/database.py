@@ -18,11 +18,14 @@ class Database(Protocol):
     """Transactions on one service's records. Implemented by SqliteDatabase."""
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work` on a consistent snapshot; whatever it writes is discarded."""
+        """Run `work` on a consistent snapshot; a write in it fails. Raises Unavailable once closed."""
         ...
 
     async def write(self, work: Work[T]) -> T:
-        """Run `work` in a transaction and return its result once that is durable; an exception undoes all of it."""
+        """Run `work` in a transaction and return its result once that is durable; an exception undoes all of it.
+
+        Raises Unavailable where nothing could be kept, and once closed.
+        """
         ...
 
     async def close(self) -> None:

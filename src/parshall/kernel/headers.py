@@ -66,5 +66,5 @@ def redact(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fingerprint(value: str) -> str:
-    digest = hmac.new(_FINGERPRINT_KEY, value.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
+    digest = hmac.new(_FINGERPRINT_KEY, value.encode("utf-8", "backslashreplace"), hashlib.sha256).hexdigest()
     return f"redacted:{digest[:12]}"

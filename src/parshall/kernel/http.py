@@ -1,6 +1,7 @@
 """What every HTTP surface shares: problem details, request ids, CORS, the caller's identity, strict bodies, health."""
 
 import asyncio
+import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
@@ -12,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,13 +25,16 @@ from parshall.kernel.tokens import Principal, Role
 PROBLEM_JSON = "application/problem+json"
 BODY_BYTES_MAX = 1024 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_CONTENT_LENGTH = re.compile(r"[0-9]{1,15}\Z")
 _TOO_LARGE = f"The body may have at most {BODY_BYTES_MAX} bytes; send less."
+_ALWAYS = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))
 _logger = log("http")
 
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 _STATUS_DETAILS = {
     404: "There is no such path; /docs lists what there is.",
     405: "This path does not take this method; the Allow header names those it takes.",
+    413: _TOO_LARGE,
 }
 
 
@@ -38,6 +42,16 @@ class WireModel(BaseModel):
     """A request body: camelCase on the wire, unknown members ignored (clients may send more than we read)."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, str_max_length=BODY_BYTES_MAX)
+
+
+class ProblemDocument(JSONResponse):
+    """ASCII-escaped, so that no text a client sent (a lone surrogate) can keep the refusal from being written."""
+
+    media_type = PROBLEM_JSON
+
+    def render(self, content: Any) -> bytes:
+        """The document as bytes."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def problem(
@@ -63,7 +77,7 @@ def problem(
         "requestId": request.scope.get("request_id", ""),
         **extra,
     }
-    return JSONResponse(body, status_code=status, headers=headers, media_type=PROBLEM_JSON)
+    return ProblemDocument(body, status_code=status, headers=headers)
 
 
 async def current_principal(request: Request) -> Principal:
@@ -145,6 +159,11 @@ def install_errors(app: FastAPI) -> None:
             headers=dict(error.headers or {}),
         )
 
+    @app.exception_handler(Exception)
+    async def broken(request: Request, _error: Exception) -> JSONResponse:
+        cls = ParshallError
+        return problem(request, status=cls.status, code=cls.code, title=cls.title, detail=cls.default)
+
 
 class Edge:
     """The outermost ASGI layer: request id, log context, CORS, body limit, and a 500 that leaks nothing."""
@@ -172,7 +191,7 @@ class Edge:
 
     async def _serve(self, exchange: "_Exchange", headers: Headers) -> None:
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > BODY_BYTES_MAX:
+        if not _CONTENT_LENGTH.match(length) or int(length) > BODY_BYTES_MAX:
             await exchange.refuse(413, "body_too_large", _TOO_LARGE)
             return
         try:
@@ -194,8 +213,14 @@ class Edge:
         await exchange.respond(204, b"", allowed if exchange.cors else [("Vary", "Origin")])
 
 
-class _BodyTooLarge(Exception):
-    """The body that arrives without a Content-Length has passed BODY_BYTES_MAX."""
+class _BodyTooLarge(HTTPException):
+    """The body that arrives without a Content-Length has passed BODY_BYTES_MAX.
+
+    An HTTPException, since FastAPI takes any other for a body that does not parse and answers 400.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(413)
 
 
 class _Exchange:
@@ -220,19 +245,20 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            self._complete(MutableHeaders(scope=message))
+            message["headers"] = self._completed(message.get("headers", ()))
         await self._send(message)
 
-    def _complete(self, headers: MutableHeaders) -> None:
-        """Append, never prepend: on a stream the id header must stay the first (H1)."""
-        for name, value in self.cors:
-            if name == "Vary":
-                headers.add_vary_header(value)
-            else:
-                headers.setdefault(name, value)
-        headers.setdefault(names.REQUEST_ID_HEADER, self.scope["request_id"])
-        headers.setdefault("X-Content-Type-Options", "nosniff")
-        headers.setdefault("Cache-Control", "no-store")
+    def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> names.RawHeaders:
+        """What is missing is appended, never prepended: on a stream the id header must stay the first (H1)."""
+        raw = list(headers)
+        for name, value in (*self.cors, (names.REQUEST_ID_HEADER, self.scope["request_id"]), *_ALWAYS):
+            key, wanted = name.encode("latin-1"), value.encode("latin-1")
+            there = next((n for n, (given, _) in enumerate(raw) if given.lower() == key.lower()), None)
+            if there is None:
+                raw.append((key, wanted))
+            elif key == b"Vary" and wanted not in raw[there][1]:
+                raw[there] = (key, raw[there][1] + b", " + wanted)
+        return raw
 
     async def respond(self, status: int, body: bytes, pairs: list[tuple[str, str]]) -> None:
         raw = [(name.encode(), value.encode()) for name, value in pairs]

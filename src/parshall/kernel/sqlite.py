@@ -6,11 +6,13 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool
 
@@ -22,6 +24,8 @@ GROUP_MAX = 256
 READERS_MAX = 4
 BUSY_MILLISECONDS = 5000
 """How long to wait for another process (a command on the same machine) that holds the write lock."""
+
+_CLOSING = "The database is closing; try again shortly."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,20 +45,22 @@ class SqliteDatabase:
         self._readers = ThreadPoolExecutor(READERS_MAX, thread_name_prefix=f"read-{path.stem}")
         self._closed = False
         try:
-            with self._engine.connect() as connection:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                migrate(connection, package)
-                connection.exec_driver_sql("COMMIT")
+            connection = _migrated(self._engine, package)
         except DatabaseError as error:
-            self._engine.dispose()
-            raise StartupError(
-                f"The database {path} cannot be used ({error.orig}); restore it or move it away."
-            ) from error
-        self._writer = threading.Thread(target=self._write_groups, name=f"write-{path.stem}", daemon=True)
+            problem = f"The database {path} cannot be used ({error.orig}); restore it or move it away."
+            raise StartupError(problem) from error
+        except CommandError as error:
+            problem = f"The database {path} is of another version ({error}); start the newest version."
+            raise StartupError(problem) from error
+        self._writer = threading.Thread(
+            target=self._write_groups, args=(connection,), name=f"write-{path.stem}", daemon=True
+        )
         self._writer.start()
 
     async def read(self, work: Work[T]) -> T:
         """Run `work` on a snapshot in a reader thread."""
+        if self._closed:
+            raise Unavailable(_CLOSING)
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
     async def write(self, work: Work[T]) -> T:
@@ -63,8 +69,9 @@ class SqliteDatabase:
         A caller that is cancelled meanwhile does not undo it: whoever must know asks again by id.
         """
         if self._closed:
-            raise Unavailable("The database is closing; try again shortly.")
+            raise Unavailable(_CLOSING)
         unit = _Unit(work=work, answer=Future())
+        unit.answer.set_running_or_notify_cancel()  # from here on it cannot be cancelled, only answered
         self._queue.put(unit)
         return cast(T, await asyncio.shield(asyncio.wrap_future(unit.answer)))
 
@@ -75,19 +82,19 @@ class SqliteDatabase:
         self._closed = True
         self._queue.put(None)
         await asyncio.to_thread(self._writer.join)
-        self._readers.shutdown(wait=True)
+        await asyncio.to_thread(self._readers.shutdown)
         self._engine.dispose()
 
     def _read(self, work: Work[T]) -> T:
         with self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN")
             try:
-                return work(connection)
+                return _result(work, connection)
             finally:
                 connection.exec_driver_sql("ROLLBACK")
 
-    def _write_groups(self) -> None:
-        with self._engine.connect() as connection:
+    def _write_groups(self, connection: Connection) -> None:
+        with connection:
             while (group := self._next_group()) is not None:
                 _commit_group(connection, group)
 
@@ -114,7 +121,9 @@ def _commit_group(connection: Connection, group: list[_Unit]) -> None:
             answers.append((unit, *_attempt(connection, unit)))
         connection.exec_driver_sql("COMMIT")
     except Exception as error:
-        if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+        # SQLite itself rolls back on some errors (a full disk), and a broken disk may refuse even this: the next
+        # group then fails at its BEGIN, but no caller is left waiting.
+        with suppress(DatabaseError):
             connection.exec_driver_sql("ROLLBACK")
         refused = Unavailable(f"The database could not commit ({type(error).__name__}); nothing was kept, try again.")
         refused.__cause__ = error
@@ -129,8 +138,8 @@ def _commit_group(connection: Connection, group: list[_Unit]) -> None:
 def _attempt(connection: Connection, unit: _Unit) -> tuple[Any, BaseException | None]:
     connection.exec_driver_sql("SAVEPOINT unit")
     try:
-        result = unit.work(connection)
-    except Exception as error:
+        result = _result(unit.work, connection)
+    except BaseException as error:  # whatever it is belongs to the caller: the writer must outlive every unit
         connection.exec_driver_sql("ROLLBACK TO unit")
         connection.exec_driver_sql("RELEASE unit")
         return None, error
@@ -138,10 +147,30 @@ def _attempt(connection: Connection, unit: _Unit) -> tuple[Any, BaseException | 
     return result, None
 
 
+def _result(work: Work[T], connection: Connection) -> T:
+    try:
+        return work(connection)
+    except StopIteration as error:  # a future refuses to carry it: the caller would wait for ever
+        raise RuntimeError("a unit of work raised StopIteration") from error
+
+
+def _migrated(engine: Engine, package: str) -> Connection:
+    """The one connection that may write, with the tables brought forward."""
+    with ExitStack() as undo:
+        undo.callback(engine.dispose)
+        connection = undo.enter_context(engine.connect())
+        connection.exec_driver_sql("PRAGMA query_only=OFF")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        migrate(connection, package)
+        connection.exec_driver_sql("COMMIT")
+        undo.pop_all()
+    return connection
+
+
 def _engine(path: Path, synchronous: str) -> Engine:
     """An engine whose transactions we begin ourselves: pysqlite's own begin would come too late for IMMEDIATE."""
     engine = create_engine(
-        f"sqlite:///{path}",
+        URL.create("sqlite", database=str(path)),
         poolclass=QueuePool,
         pool_size=READERS_MAX + 1,
         max_overflow=0,
@@ -155,7 +184,9 @@ def _engine(path: Path, synchronous: str) -> Engine:
             f"busy_timeout={BUSY_MILLISECONDS}",
             "journal_mode=WAL",
             f"synchronous={synchronous}",
+            f"fullfsync={synchronous == 'FULL'}",  # macOS: a plain fsync leaves the data in the drive's cache
             "foreign_keys=ON",
+            "query_only=ON",
             "cache_size=-16384",
         ):
             connection.execute(f"PRAGMA {pragma}").close()

@@ -2,12 +2,12 @@
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
-_HIDDEN = ("password", "secret", "token", "authorization", "api_key", "cookie")
+_HIDDEN = ("password", "secret", "token", "authorization", "apikey", "cookie")
 _NUMBERS_KEPT = (int, float, bool, type(None))
 
 
@@ -39,13 +39,28 @@ def configure(*, level: str, json: bool | None) -> None:
 
 
 def hide_secrets(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replace the value of every member whose name speaks of a secret; token counts (numbers) stay."""
+    """Replace the value of every member, at any depth, whose name speaks of a secret; token counts (numbers) stay."""
     for name, value in entry.items():
-        if any(word in name.lower() for word in _HIDDEN) and not isinstance(value, _NUMBERS_KEPT):
-            entry[name] = "redacted"
+        entry[name] = _hidden(name, value)
     return entry
+
+
+def _hidden(name: object, value: Any) -> Any:
+    plain = str(name).lower().replace("_", "").replace("-", "")
+    if any(word in plain for word in _HIDDEN) and not isinstance(value, _NUMBERS_KEPT):
+        return "redacted"
+    if isinstance(value, Mapping):
+        return {inner: _hidden(inner, item) for inner, item in value.items()}
+    if isinstance(value, list):
+        return [_hidden("", item) for item in value]
+    return value
 
 
 def log(area: str) -> Any:
     """A logger whose lines carry `area`."""
     return structlog.get_logger(area=area)
+
+
+def bind(**ids: str) -> None:
+    """Have every further line of this request carry these ids."""
+    structlog.contextvars.bind_contextvars(**ids)
