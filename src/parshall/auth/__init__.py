@@ -1,0 +1,1 @@
+"""The auth service: users, passwords, roles, refresh tokens, signing keys and service credentials."""

@@ -1,0 +1,106 @@
+"""The issuing half of auth: signing keys, the tokens signed with them, and the services that may ask for one."""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable
+
+from joserfc.jwk import KeySet
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from parshall.auth import keys, model, store
+from parshall.auth.model import Service, ServiceToken, Session, SigningKey, User
+from parshall.kernel.clock import DAY, SECOND, Clock
+from parshall.kernel.database import Database
+from parshall.kernel.errors import NotFound
+
+
+class Issuer:
+    """Keeps the signing keys and hands out access tokens, to users for a login and to services for their secret."""
+
+    def __init__(self, database: Database, *, issuer: str, clock: Clock, access_seconds: int) -> None:
+        """`issuer` is the tokens' `iss`; `access_seconds` (half a day at most) is a user token's life."""
+        assert 0 < 2 * access_seconds * SECOND <= DAY, "a replaced key stays published for a day only"
+        self.issuer = issuer
+        self._database = database
+        self._clock = clock
+        self._access_seconds = access_seconds
+
+    async def start(self) -> None:
+        """Make the first signing key if there is none."""
+        fresh = keys.new_signing_key(at=self._clock())
+
+        def begin(connection: Connection) -> None:
+            if not store.list_keys(connection):
+                store.insert_key(connection, fresh)
+
+        await self._database.write(begin)
+
+    # ── Keys ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def key_set(self) -> KeySet:
+        """The public keys in force: the KeySource of a TokenVerifier, and what jwks.json publishes."""
+        known = await self._database.read(store.list_keys)
+        return keys.public_keys(keys.in_force(known, at=self._clock()))
+
+    async def rotate(self) -> str:
+        """Add a signing key, published at once and signing a minute later, and return its kid.
+
+        The key it replaces stays published for a day, longer than any token that it signed.
+        """
+        fresh = keys.new_signing_key(at=self._clock())
+        await self._database.write(lambda connection: store.insert_key(connection, fresh))
+        return fresh.kid
+
+    # ── Services ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def add_service(self, name: str, scopes: Iterable[str] = model.SCOPES) -> str:
+        """Give a service a credential; its secret, which is shown this once.
+
+        Raises MalformedServiceName, InvalidScope or ServiceExists.
+        """
+        model.check_service_name(name)
+        service = Service(name=name, scopes=frozenset(scopes), created_at=self._clock())
+        if not service.scopes or not service.scopes <= model.SCOPES:
+            raise model.InvalidScope
+        secret = secrets.token_urlsafe(32)
+        try:
+            await self._database.write(lambda c: store.insert_service(c, service, digest(secret)))
+        except IntegrityError as error:
+            raise model.ServiceExists from error
+        return secret
+
+    async def services(self) -> list[Service]:
+        """The services by name."""
+        return await self._database.read(store.list_services)
+
+    async def revoke_service(self, name: str) -> None:
+        """Take a service's credential away; its last token still runs for up to five minutes. Raises NotFound."""
+        if not await self._database.write(lambda connection: store.delete_service(connection, name)):
+            raise NotFound("There is no such service; `parshall services list` names them.")
+
+    async def service_token(self, client_id: str, client_secret: str, scope: str | None = None) -> ServiceToken:
+        """An access token for a service itself (RFC 6749 §4.4). Raises InvalidClient or InvalidScope."""
+        at = self._clock()
+        try:
+            model.check_service_name(client_id)
+        except model.MalformedServiceName as error:
+            raise model.InvalidClient from error
+        found, known = await self._database.read(lambda c: (store.find_service(c, client_id), store.list_keys(c)))
+        if found is None or not hmac.compare_digest(found[1], digest(client_secret)):
+            raise model.InvalidClient
+        scopes = model.granted_scopes(found[0].scopes, scope)
+        claims = keys.service_claims(client_id, scopes, issuer=self.issuer, at=at)
+        token = keys.sign(keys.signing_key(known, at=at), claims)
+        return ServiceToken(access_token=token, expires_in=keys.SERVICE_SECONDS, scopes=scopes)
+
+    def _session(self, user: User, family_id: str, key: SigningKey, *, refresh_token: str, at: int) -> Session:
+        seconds = self._access_seconds
+        claims = keys.user_claims(user, issuer=self.issuer, at=at, seconds=seconds, family_id=family_id)
+        return Session(access_token=keys.sign(key, claims), refresh_token=refresh_token, expires_in=seconds, user=user)
+
+
+def digest(secret: str) -> str:
+    """What is kept of a secret that we made: with 256 random bits a plain SHA-256 cannot be searched."""
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()

@@ -1,0 +1,128 @@
+"""Documents and forms on auth's wire: users, batch results, the token request of RFC 6749, discovery of RFC 8414."""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote_plus
+
+from parshall.auth.model import SCOPES, InvalidClient, NewUser, User
+from parshall.kernel.clock import rfc3339
+from parshall.kernel.errors import Invalid, ParshallError
+from parshall.kernel.tokens import ALGORITHM
+
+FORM_FIELDS_MAX = 16
+_FORM = "application/x-www-form-urlencoded"
+
+
+class MalformedTokenRequest(Invalid):
+    """A token request that is not the form RFC 6749 asks for."""
+
+    code = "invalid_token_request"
+    title = "Invalid token request"
+    default = f"Send grant_type=client_credentials with the client's id and secret as {_FORM} (RFC 6749 §4.4)."
+
+    def __init__(self, detail: str | None = None, /) -> None:
+        """Say it in the words of RFC 6749 §5.2 too."""
+        super().__init__(detail, error="invalid_request")
+
+
+class UnsupportedGrant(Invalid):
+    """A grant type that the token endpoint does not know (RFC 6749 §5.2)."""
+
+    code = "unsupported_grant_type"
+    title = "Unsupported grant type"
+    default = "Only grant_type=client_credentials is supported; users log in at /api/auth/login."
+
+    def __init__(self) -> None:
+        """Say it in the words of RFC 6749 §5.2 too."""
+        super().__init__(error="unsupported_grant_type")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRequest:
+    """A client credentials request (RFC 6749 §4.4.2)."""
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    scope: str | None
+
+
+def user_document(user: User) -> dict[str, Any]:
+    """A user as clients read one."""
+    return {
+        "id": user.id,
+        "username": user.username,
+        "email": user.email,
+        "isVerified": user.is_verified,
+        "role": user.role.value,
+        "createdAt": rfc3339(user.created_at),
+    }
+
+
+def outcome_document(asked: NewUser, outcome: User | ParshallError) -> dict[str, Any]:
+    """What became of one user of a batch."""
+    named = {"username": asked.username, "email": asked.email}
+    if isinstance(outcome, ParshallError):
+        return {**named, "success": False, "error": outcome.detail, "code": outcome.code}
+    return {**named, "success": True, "userId": outcome.id}
+
+
+def client_credentials(headers: Mapping[str, str], body: bytes) -> TokenRequest:
+    """The token request in a body with these headers.
+
+    Raises MalformedTokenRequest, UnsupportedGrant, or InvalidClient for credentials that cannot be read.
+    """
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+        raise MalformedTokenRequest
+    form = _form(body)
+    grant = form.get("grant_type")
+    if not grant:
+        raise MalformedTokenRequest
+    if grant != "client_credentials":
+        raise UnsupportedGrant
+    client_id, secret = _client(headers.get("authorization", ""), form)
+    return TokenRequest(client_id=client_id, client_secret=secret, scope=form.get("scope"))
+
+
+def discovery(issuer: str) -> dict[str, Any]:
+    """The metadata of RFC 8414; there is no authorization endpoint, for users log in with their password."""
+    base = issuer.rstrip("/")
+    return {
+        "issuer": issuer,
+        "jwks_uri": f"{base}/.well-known/jwks.json",
+        "token_endpoint": f"{base}/api/auth/token",
+        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+        "grant_types_supported": ["client_credentials"],
+        "response_types_supported": [],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": [ALGORITHM],
+        "scopes_supported": sorted(SCOPES),
+    }
+
+
+def _form(body: bytes) -> dict[str, str]:
+    """The fields by name; RFC 6749 §3.2 forbids repeating one."""
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=FORM_FIELDS_MAX)
+    except ValueError as error:
+        raise MalformedTokenRequest from error
+    form = dict(pairs)
+    if len(form) < len(pairs):
+        raise MalformedTokenRequest("A field is there twice; send each once.")
+    return form
+
+
+def _client(authorization: str, form: dict[str, str]) -> tuple[str, str]:
+    """The client's id and secret, from HTTP Basic or the form, but not from both (RFC 6749 §2.3)."""
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return form.get("client_id", ""), form.get("client_secret", "")
+    if "client_secret" in form:
+        raise MalformedTokenRequest("Send the client secret once: as HTTP Basic or in the form.")
+    try:
+        name, _, secret = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
+    except (binascii.Error, ValueError) as error:
+        raise InvalidClient from error
+    return unquote_plus(name), unquote_plus(secret)
