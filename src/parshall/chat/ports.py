@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from parshall.kernel.errors import ParshallError
+from parshall.kernel.errors import Invalid, ParshallError
 from parshall.kernel.ids import StreamId, UserId
 from parshall.kernel.metering import Settlement, Slice, Usage, UsageSource
 
@@ -122,6 +122,14 @@ class ProviderFailure(ParshallError):
         self.retryable = retryable
 
 
+class PromptTooLong(Invalid):
+    """The message alone leaves no room for an answer in the model's context."""
+
+    code = "prompt_too_long"
+    title = "Prompt too long"
+    default = "The message does not fit the model's context; shorten it or choose a model with a larger one."
+
+
 class Provider(Protocol):
     """A source of answers."""
 
@@ -129,8 +137,12 @@ class Provider(Protocol):
         """The models that can be asked now. Raises ProviderFailure."""
         ...
 
+    def unlisted(self, model_id: str) -> ModelCard | None:
+        """A card for an id that `models` does not list; None where such ids are not taken."""
+        ...
+
     async def count_input(self, prompt: Prompt) -> int:
-        """Input tokens of the prompt: exact, or an upper bound that errs little."""
+        """Input tokens of the prompt: exact, or an upper bound that errs little. Raises PromptTooLong."""
         ...
 
     def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[Delta]]:
@@ -144,6 +156,9 @@ class Provider(Protocol):
         """Stop whatever runs and release connections and threads."""
         ...
 
+
+EVENTS_PER_READ_MAX = 512
+"""Frames handed to a reader at a time."""
 
 # ── StreamLog ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -175,6 +190,27 @@ class LogUnavailable(ParshallError):
     default = "The stream log cannot be reached; try again shortly."
 
 
+class Tail(Protocol):
+    """One reader's place in a stream; iterate it. An empty batch says that the stream was silent for a while."""
+
+    def __aiter__(self) -> "Tail":
+        """The tail itself."""
+        ...
+
+    async def __anext__(self) -> Sequence[bytes]:
+        """The next frames, at most EVENTS_PER_READ_MAX of them. Raises LogUnavailable."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream was closed and everything of it handed out."""
+        ...
+
+    def close(self) -> None:
+        """Stop here: the iteration ends at once, whoever waits in it."""
+        ...
+
+
 class StreamLog(Protocol):
     """The events of streams, in order, from offset 1. An event is visible to readers only once it is kept (S1)."""
 
@@ -202,11 +238,11 @@ class StreamLog(Protocol):
         ...
 
     async def read(self, stream_id: StreamId, *, after: int, limit: int) -> tuple[list[bytes], bool]:
-        """At most `limit` frames after that offset, and whether the stream is closed behind them."""
+        """At most `limit` frames after that offset, and whether the stream ends with them (closed, none left)."""
         ...
 
-    def tail(self, stream_id: StreamId, *, after: int) -> AsyncIterator[Sequence[bytes]]:
-        """All frames after that offset as they are kept, until the stream is closed. Raises LogUnavailable."""
+    async def tail(self, stream_id: StreamId, *, after: int, silence_seconds: float) -> Tail:
+        """Every frame after that offset as it is kept, until the stream is closed. Raises LogUnavailable."""
         ...
 
     async def trim(self, *, closed_before: int) -> int:

@@ -1,0 +1,75 @@
+"""The end of a stream, in the order that loses nothing: keep the outcome, settle, then close the log."""
+
+import asyncio
+
+from parshall.chat.model import Ending, Stream, terminal
+from parshall.chat.ports import Lease, Ledger, LogUnavailable, StreamLog
+from parshall.chat.records import Records
+from parshall.kernel import sse
+from parshall.kernel.errors import ParshallError
+from parshall.kernel.metering import Settlement
+from parshall.kernel.telemetry import log
+
+SETTLE_SECONDS_MAX = 5.0
+"""How long readers wait for the receipt after the last token; what accounting has not answered then is pending."""
+
+_logger = log("streams")
+
+
+class Concluder:
+    """Ends streams. Each step may be the last one that runs: the next start finds it undone and goes on from there."""
+
+    def __init__(self, *, ledger: Ledger, stream_log: StreamLog, records: Records) -> None:
+        """The three places in which an end is written."""
+        self._ledger = ledger
+        self._log = stream_log
+        self._records = records
+
+    async def conclude(self, stream: Stream, ending: Ending, *, text: str, lease: Lease, next_offset: int) -> Stream:
+        """End, settle and close a stream that this process holds. Raises LeaseLost if it does not."""
+        ended = await self._records.end(stream, ending, text=text, epoch=lease.epoch)
+        settled = await self.settle(ended)
+        await self.close(settled, lease, next_offset=next_offset)
+        return settled
+
+    async def settle(self, stream: Stream) -> Stream:
+        """Have accounting settle an ended stream; without an answer the settlement stays pending for the sweeper."""
+        assert stream.ending is not None
+        ending = stream.ending
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS_MAX):
+                settlement = await self._ledger.settle(
+                    stream_id=stream.id,
+                    usage=ending.usage,
+                    source=ending.usage_source,
+                    outcome=ending.outcome.value,
+                )
+        except (TimeoutError, ParshallError, OSError) as error:
+            _logger.warning("settlement_pending", stream=stream.id, reason=str(error) or type(error).__name__)
+            return stream
+        return await self._keep(stream, settlement)
+
+    async def close(self, stream: Stream, lease: Lease, *, next_offset: int) -> None:
+        """Append the one terminal event and close the log; a log that is lost is closed by a later sweep."""
+        name, data = terminal(stream)
+        try:
+            await self._log.append(lease, [sse.frame(next_offset, name, data)], first_offset=next_offset)
+            await self.seal(stream, lease)
+        except LogUnavailable as error:
+            _logger.error("log_not_closed", stream=stream.id, reason=str(error))
+
+    async def seal(self, stream: Stream, lease: Lease) -> None:
+        """Close a log that already has its terminal event."""
+        await self._log.close_stream(lease)
+        await self._records.close(stream.id)
+
+    async def _keep(self, stream: Stream, settlement: Settlement) -> Stream:
+        await self._records.settle(stream.id, settlement)
+        _logger.info(
+            "stream_settled",
+            stream=stream.id,
+            user=stream.user_id,
+            outcome=settlement.outcome,
+            charged_microcredits=settlement.charged,
+        )
+        return stream.settled(settlement)

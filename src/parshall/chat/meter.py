@@ -1,0 +1,46 @@
+"""The meter of one stream: counts output tokens against what has been paid for, and says when more must be reserved."""
+
+from parshall.kernel.metering import Slice
+
+
+class Meter:
+    """Counts tokens; nothing may pass that `fits` has not allowed (M7)."""
+
+    def __init__(self, granted: Slice, *, output_tokens_max: int) -> None:
+        """Begin with the first slice; `output_tokens_max` is the turn's own limit."""
+        self.used = 0
+        self.granted = granted.output_tokens
+        self.final = granted.final
+        self._max = output_tokens_max
+        self._slice = granted.output_tokens
+        self.step = 0
+
+    def fits(self, tokens: int) -> bool:
+        """Whether that many more tokens are paid for."""
+        return self.used + tokens <= self.granted
+
+    def count(self, tokens: int) -> None:
+        """Count tokens that are about to be logged."""
+        self.used += tokens
+        assert self.used <= self.granted, "unpaid tokens must not be logged"
+
+    @property
+    def runs_low(self) -> bool:
+        """Whether half of the newest slice is used and more can be asked for."""
+        return not self.final and self.granted < self._max and self.used * 2 >= self.granted * 2 - self._slice
+
+    @property
+    def at_own_limit(self) -> bool:
+        """Whether everything that the turn itself allows is granted: then the end is `length`, not lack of credit."""
+        return self.granted >= self._max
+
+    def extend(self, granted: Slice) -> None:
+        """Take the next slice; `granted` is cumulative."""
+        assert granted.output_tokens >= self.granted
+        self._slice = max(1, granted.output_tokens - self.granted)
+        self.granted = granted.output_tokens
+        self.final = granted.final
+
+    def refuse(self) -> None:
+        """Accounting gives no more: the stream ends with the last paid token."""
+        self.final = True

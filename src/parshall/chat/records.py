@@ -1,0 +1,72 @@
+"""The transactions on a stream's record that its producer, or whoever adopts it, makes."""
+
+from sqlalchemy import Connection
+
+from parshall.chat import store
+from parshall.chat.model import Ending, Message, Stream
+from parshall.chat.ports import LeaseLost
+from parshall.kernel.clock import Clock
+from parshall.kernel.database import Database
+from parshall.kernel.ids import StreamId, new_id
+from parshall.kernel.metering import Settlement
+
+
+class Records:
+    """What chat durably knows of its streams."""
+
+    def __init__(self, database: Database, *, clock: Clock) -> None:
+        """`database` is chat's own."""
+        self._database = database
+        self._clock = clock
+
+    async def find(self, stream_id: StreamId) -> Stream | None:
+        """The stream of that id."""
+        return await self._database.read(lambda c: store.find_stream(c, stream_id))
+
+    async def answer(self, stream_id: StreamId) -> str:
+        """The text that a stream has left in the history."""
+        return await self._database.read(lambda c: store.answer_of(c, stream_id))
+
+    async def unfinished(self, *, limit: int) -> list[Stream]:
+        """Streams that still need something done."""
+        return list(await self._database.read(lambda c: store.unfinished_streams(c, limit=limit)))
+
+    async def forget(self, stream_id: StreamId) -> None:
+        """Undo a turn that never began."""
+        await self._database.write(lambda c: store.forget_stream(c, stream_id))
+
+    async def claim(self, stream_id: StreamId, *, epoch: int) -> bool:
+        """Fence earlier producers; False when it has already ended."""
+        return await self._database.write(lambda c: store.claim_stream(c, stream_id, epoch=epoch))
+
+    async def end(self, stream: Stream, ending: Ending, *, text: str, epoch: int) -> Stream:
+        """Keep the answer and how it ended, in one transaction. Raises LeaseLost if another producer was faster."""
+
+        def work(connection: Connection) -> None:
+            if not store.end_stream(connection, stream.id, ending, epoch=epoch):
+                raise LeaseLost
+            if text:
+                store.add_message(connection, stream.session_id, _answer(stream, ending, text))
+            store.change_session(connection, stream.session_id, updated_at=ending.ended_at)
+
+        await self._database.write(work)
+        return stream.ended(ending)
+
+    async def settle(self, stream_id: StreamId, settlement: Settlement) -> None:
+        """Keep what accounting answered."""
+        await self._database.write(lambda c: store.settle_stream(c, stream_id, settlement))
+
+    async def close(self, stream_id: StreamId) -> None:
+        """Note that the log is closed."""
+        await self._database.write(lambda c: store.close_stream(c, stream_id, at=self._clock()))
+
+
+def _answer(stream: Stream, ending: Ending, text: str) -> Message:
+    return Message(
+        id=new_id(),
+        role="assistant",
+        content=text,
+        stream_id=stream.id,
+        tokens=ending.usage.output_tokens,
+        created_at=ending.ended_at,
+    )

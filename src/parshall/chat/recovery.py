@@ -1,0 +1,140 @@
+"""Adoption: what a dead producer left undone is ended, settled from the log and closed; each step may be repeated."""
+
+import uuid
+
+from parshall.chat.conclude import Concluder
+from parshall.chat.model import Ending, Outcome, Stream
+from parshall.chat.ports import EVENTS_PER_READ_MAX, Lease, StreamLog
+from parshall.chat.producers import Producers
+from parshall.chat.records import Records
+from parshall.kernel import sse
+from parshall.kernel.clock import Clock
+from parshall.kernel.errors import ParshallError
+from parshall.kernel.metering import Usage, UsageSource
+from parshall.kernel.telemetry import log
+
+STREAMS_PER_SWEEP_MAX = 500
+TERMINAL = frozenset({"done", "error"})
+
+_logger = log("streams")
+
+
+class Recovery:
+    """Finishes streams that no running producer will."""
+
+    def __init__(
+        self, *, producers: Producers, stream_log: StreamLog, records: Records, concluder: Concluder, clock: Clock
+    ) -> None:
+        """`producers` are those of this process; their streams are left alone."""
+        self._producers = producers
+        self._log = stream_log
+        self._records = records
+        self._concluder = concluder
+        self._clock = clock
+        self._owner = uuid.uuid4().hex
+
+    async def sweep(self, *, opening: frozenset[str] = frozenset()) -> int:
+        """One pass over everything unfinished; how many streams it moved on. One that fails does not stop the rest."""
+        moved = 0
+        for stream in await self._records.unfinished(limit=STREAMS_PER_SWEEP_MAX):
+            if stream.id in self._producers or stream.id in opening:
+                continue
+            try:
+                moved += await self._move_on(stream)
+            except ParshallError as error:
+                _logger.warning("stream_not_recovered", stream=stream.id, reason=error.detail)
+        return moved
+
+    async def _move_on(self, stream: Stream) -> bool:
+        """Do for one stream what is still to be done; False when somebody else holds it or nothing could be done."""
+        if stream.closed_at is not None:
+            return (await self._concluder.settle(stream)).settlement is not None
+        lease = await self._log.acquire(
+            stream.id, owner=self._owner, at=self._clock(), until=self._producers.lease_until()
+        )
+        if lease is None:
+            return await self._note_closed(stream)
+        logged = await self._logged(stream)
+        if stream.ending is None:
+            await self._adopt(stream, lease, logged)
+        else:
+            await self._finish(stream, lease, logged)
+        return True
+
+    async def _note_closed(self, stream: Stream) -> bool:
+        """The log is held by another, or was closed in the instant before its process died."""
+        _, closed = await self._log.read(stream.id, after=2**62, limit=1)
+        if closed and stream.ending is not None:
+            await self._records.close(stream.id)
+        return closed
+
+    async def _adopt(self, stream: Stream, lease: Lease, logged: "Logged") -> None:
+        """End a stream whose producer died: the partial answer and its tokens are what the log holds (S4)."""
+        if not await self._records.claim(stream.id, epoch=lease.epoch):
+            return
+        _logger.warning("stream_adopted", stream=stream.id, events=logged.events, output_tokens=logged.tokens)
+        usage = Usage()
+        if logged.tokens:
+            usage = Usage(
+                input_tokens=stream.input_tokens,
+                output_tokens=logged.tokens,
+                reasoning_tokens=logged.reasoning_tokens,
+            )
+        ending = Ending(
+            outcome=Outcome.INTERRUPTED,
+            finish_reason=Outcome.INTERRUPTED.value,
+            usage=usage,
+            usage_source=UsageSource.LOG,
+            delivered_tokens=None,
+            ended_at=self._clock(),
+            retryable=True,
+        )
+        await self._concluder.conclude(stream, ending, text=logged.text, lease=lease, next_offset=logged.events + 1)
+
+    async def _finish(self, stream: Stream, lease: Lease, logged: "Logged") -> None:
+        """Settle and close a stream whose process died between its end and the closing of its log."""
+        settled = stream if stream.settlement is not None else await self._concluder.settle(stream)
+        if logged.has_terminal:
+            await self._concluder.seal(settled, lease)
+        else:
+            await self._concluder.close(settled, lease, next_offset=logged.events + 1)
+
+    async def _logged(self, stream: Stream) -> "Logged":
+        logged = Logged()
+        while True:
+            frames, _ = await self._log.read(stream.id, after=logged.events, limit=EVENTS_PER_READ_MAX)
+            if not frames:
+                return logged
+            for frame in frames:
+                logged.add(frame)
+
+
+class Logged:
+    """What the log of one stream holds, read event by event."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.events = 0
+        self.tokens = 0
+        self.reasoning_tokens = 0
+        self.has_terminal = False
+        self._texts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._texts)
+
+    def add(self, frame: bytes) -> None:
+        """Count one more event."""
+        self.events += 1
+        for event in sse.parse([frame]):
+            self.has_terminal = event.event in TERMINAL
+            if event.event not in ("chunk", "reasoning"):
+                continue
+            data = event.json()
+            self.tokens += data["tokens"]
+            if event.event == "chunk":
+                self._texts.append(data["text"])
+            else:
+                self.reasoning_tokens += data["tokens"]

@@ -1,0 +1,172 @@
+"""The use cases of chat sessions; those of streams are in `streaming`."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sqlalchemy import Connection
+
+from parshall.chat import store
+from parshall.chat.catalog import Catalog
+from parshall.chat.model import (
+    DEFAULT_TITLE,
+    ChatSession,
+    Message,
+    Stream,
+    StreamActive,
+    StreamIdMismatch,
+    comparison,
+)
+from parshall.chat.ports import ModelCard
+from parshall.chat.streaming import Streaming
+from parshall.kernel.clock import Clock
+from parshall.kernel.database import Database
+from parshall.kernel.errors import NotFound, ParshallError
+from parshall.kernel.ids import STREAM_ID_PATTERN, SessionId, StreamId, UserId, new_id, parse_stream_id
+
+STOPS_BEFORE_DELETE_MAX = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """A chat session with all that is shown of it."""
+
+    session: ChatSession
+    messages: list[Message]
+    streams: list[Stream]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledgement:
+    """What came of a client's update: the stream as it ended, and how the client's text compares."""
+
+    stream: Stream
+    comparison: Literal["exact", "prefix", "different"]
+
+
+class Chat:
+    """Chat sessions of all users; every use names the user and sees only theirs."""
+
+    def __init__(self, database: Database, *, streaming: Streaming, catalog: Catalog, clock: Clock) -> None:
+        """`database` is chat's own."""
+        self.streaming = streaming
+        self.catalog = catalog
+        self._database = database
+        self._clock = clock
+
+    async def create(
+        self, *, user_id: UserId, title: str | None, first: str | None, model_id: str | None, source: str | None
+    ) -> ChatSession:
+        """A new chat session; `first` becomes its first message, unanswered until a stream is asked for."""
+        at = self._clock()
+        session = ChatSession(
+            id=SessionId(new_id()),
+            user_id=user_id,
+            title=title or DEFAULT_TITLE,
+            model_id=model_id,
+            source=source,
+            created_at=at,
+            updated_at=at,
+        )
+
+        def work(connection: Connection) -> None:
+            store.add_session(connection, session)
+            if first:
+                message = Message(id=new_id(), role="user", content=first, stream_id=None, tokens=0, created_at=at)
+                store.add_message(connection, session.id, message)
+
+        await self._database.write(work)
+        return session
+
+    async def page(
+        self, *, user_id: UserId, text: str | None, number: int, per_page: int
+    ) -> tuple[list[ChatSession], int]:
+        """Page `number` (from 1) of the user's chat sessions, last used first; and how many there are in all."""
+        offset = (number - 1) * per_page
+        return await self._database.read(
+            lambda c: store.list_sessions(c, user_id=user_id, text=text, offset=offset, limit=per_page)
+        )
+
+    async def get(self, session_id: SessionId, *, user_id: UserId) -> Conversation:
+        """A chat session of the user. Raises NotFound."""
+
+        def work(connection: Connection) -> Conversation:
+            session = _own(connection, session_id, user_id)
+            return Conversation(
+                session=session,
+                messages=store.list_messages(connection, session_id),
+                streams=store.session_streams(connection, session_id),
+            )
+
+        return await self._database.read(work)
+
+    async def change(
+        self, session_id: SessionId, *, user_id: UserId, title: str | None, model_id: str | None
+    ) -> ChatSession:
+        """Set the title or the model of a chat session. Raises NotFound."""
+        given = {"title": title, "model_id": model_id}
+        values = {name: value for name, value in given.items() if value is not None}
+
+        def work(connection: Connection) -> ChatSession:
+            session = _own(connection, session_id, user_id)
+            at = self._clock()
+            store.change_session(connection, session_id, updated_at=at, **values)
+            return replace(session, updated_at=at, title=title or session.title, model_id=model_id or session.model_id)
+
+        return await self._database.write(work)
+
+    async def delete(self, session_id: SessionId, *, user_id: UserId) -> None:
+        """Forget a chat session; a stream in it is stopped and settled first. Raises NotFound, StreamActive."""
+
+        def work(connection: Connection) -> StreamId | None:
+            _own(connection, session_id, user_id)
+            active = store.open_stream(connection, session_id)
+            if active is None:
+                store.remove_session(connection, session_id)
+            return active
+
+        for _ in range(STOPS_BEFORE_DELETE_MAX):
+            active = await self._database.write(work)
+            if active is None:
+                return
+            stream = await self.streaming.records.find(active)
+            if stream is not None:
+                await self.streaming.stop(stream)
+        raise StreamActive("New answers keep starting in this chat session; try again.")
+
+    async def acknowledge(self, session_id: SessionId, *, user_id: UserId, named: str, text: str) -> Acknowledgement:
+        """Take a client's word that it is done with a stream, and compare its text with the log's.
+
+        Raises NotFound for the chat session and StreamIdMismatch, with the reason, for the id.
+        """
+        conversation = await self.get(session_id, user_id=user_id)
+        stream = await self._named(conversation, named, user_id)
+        ended = await self.streaming.stop(stream)
+        server = await self.streaming.records.answer(stream.id)
+        return Acknowledgement(stream=ended, comparison=comparison(client=text, server=server))
+
+    async def models(self) -> list[ModelCard]:
+        """The models on offer."""
+        return await self.catalog.cards()
+
+    async def _named(self, conversation: Conversation, named: str, user_id: UserId) -> Stream:
+        """The stream of a chat session that a client names; otherwise a mismatch that says what is wrong with it."""
+        for stream in conversation.streams:
+            if stream.id == named:
+                return stream
+        expected = conversation.streams[-1].id if conversation.streams else None
+        try:
+            other = await self.streaming.records.find(parse_stream_id(named))
+        except ParshallError:
+            reason, received = f"malformed: the id must match {STREAM_ID_PATTERN}", None
+        else:
+            received = named
+            elsewhere = other is not None and other.user_id == user_id
+            reason = "the id belongs to another chat session" if elsewhere else "no stream has this id"
+        raise StreamIdMismatch(details={"expected": expected, "received": received, "reason": reason})
+
+
+def _own(connection: Connection, session_id: SessionId, user_id: UserId) -> ChatSession:
+    session = store.find_session(connection, session_id, user_id=user_id)
+    if session is None:
+        raise NotFound("There is no such chat session, or it is not yours.")
+    return session

@@ -1,0 +1,230 @@
+"""Chat's tables and the statements on them. Nothing here commits."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from parshall.chat.model import ChatSession, Ending, Message, Outcome, Stream
+from parshall.kernel.ids import SessionId, StreamId, UserId
+from parshall.kernel.metering import Settlement, Usage, UsageSource
+
+metadata = MetaData()
+
+chat_sessions = Table(
+    "chat_sessions",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("user_id", String(64), nullable=False),
+    Column("title", String(100), nullable=False),
+    Column("model_id", String(200)),
+    Column("source", String(50)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("session_id", String(32), ForeignKey("chat_sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("role", String(10), nullable=False),
+    Column("content", Text, nullable=False),
+    Column("stream_id", String(64)),
+    Column("tokens", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+streams = Table(
+    "streams",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("session_id", String(32), nullable=False),
+    Column("user_id", String(64), nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("requested_model", String(200)),
+    Column("model_id", String(200), nullable=False),
+    Column("fallback_applied", Boolean, nullable=False),
+    Column("on_disconnect", String(10), nullable=False),
+    Column("input_tokens", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("ending", Text),
+    Column("settlement", Text),
+    Column("closed_at", BigInteger),
+)
+
+
+# ── Chat sessions ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_session(connection: Connection, session: ChatSession) -> None:
+    """Keep a new chat session."""
+    connection.execute(insert(chat_sessions).values(asdict(session)))
+
+
+def find_session(connection: Connection, session_id: SessionId, *, user_id: UserId) -> ChatSession | None:
+    """The user's chat session of that id; None for somebody else's."""
+    query = select(chat_sessions).where(chat_sessions.c.id == session_id, chat_sessions.c.user_id == user_id)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else ChatSession(**row._asdict())
+
+
+def list_sessions(
+    connection: Connection, *, user_id: UserId, text: str | None, offset: int, limit: int
+) -> tuple[list[ChatSession], int]:
+    """A page of the user's chat sessions that contain `text`, last used first; and how many there are in all."""
+    condition = chat_sessions.c.user_id == user_id
+    if text:
+        spoken = select(messages.c.session_id).where(messages.c.content.icontains(text, autoescape=True))
+        condition &= or_(chat_sessions.c.title.icontains(text, autoescape=True), chat_sessions.c.id.in_(spoken))
+    total = connection.execute(select(func.count()).select_from(chat_sessions).where(condition)).scalar_one()
+    order = (chat_sessions.c.updated_at.desc(), chat_sessions.c.id)
+    rows = connection.execute(select(chat_sessions).where(condition).order_by(*order).offset(offset).limit(limit))
+    return [ChatSession(**row._asdict()) for row in rows], total
+
+
+def change_session(connection: Connection, session_id: SessionId, **values: object) -> None:
+    """Set columns of a chat session."""
+    connection.execute(update(chat_sessions).where(chat_sessions.c.id == session_id).values(**values))
+
+
+def remove_session(connection: Connection, session_id: SessionId) -> None:
+    """Forget a chat session and its messages; the records of its streams stay, for the books."""
+    connection.execute(delete(messages).where(messages.c.session_id == session_id))
+    connection.execute(delete(chat_sessions).where(chat_sessions.c.id == session_id))
+
+
+# ── Messages ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_message(connection: Connection, session_id: SessionId, message: Message) -> None:
+    """Append a message to a chat session."""
+    connection.execute(insert(messages).values(session_id=session_id, **asdict(message)))
+
+
+def list_messages(connection: Connection, session_id: SessionId) -> list[Message]:
+    """The messages of a chat session, oldest first."""
+    columns = [column for column in messages.c if column.name != "session_id"]
+    # A question and its answer may share an instant on a coarse clock; the role then keeps them in order.
+    order = (messages.c.created_at, messages.c.role.desc(), messages.c.id)
+    rows = connection.execute(select(*columns).where(messages.c.session_id == session_id).order_by(*order))
+    return [Message(**row._asdict()) for row in rows]
+
+
+def answer_of(connection: Connection, stream_id: StreamId) -> str:
+    """The answer that a stream left behind; empty when it left none."""
+    query = select(messages.c.content).where(messages.c.stream_id == stream_id, messages.c.role == "assistant")
+    return connection.execute(query).scalar_one_or_none() or ""
+
+
+# ── Streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_stream(connection: Connection, stream: Stream) -> None:
+    """Keep a new stream. The table refuses a second open stream in one chat session (IntegrityError)."""
+    values = {column.name: getattr(stream, column.name) for column in streams.c if hasattr(stream, column.name)}
+    connection.execute(insert(streams).values({**values, "ending": None, "settlement": None}))
+
+
+def forget_stream(connection: Connection, stream_id: StreamId) -> None:
+    """Undo `add_stream` and the message that came with it: the turn never began."""
+    connection.execute(delete(messages).where(messages.c.stream_id == stream_id))
+    connection.execute(delete(streams).where(streams.c.id == stream_id, streams.c.ended_at.is_(None)))
+
+
+def find_stream(connection: Connection, stream_id: StreamId) -> Stream | None:
+    """The stream of that id."""
+    row = connection.execute(select(streams).where(streams.c.id == stream_id)).one_or_none()
+    return None if row is None else _stream(row)
+
+
+def open_stream(connection: Connection, session_id: SessionId) -> StreamId | None:
+    """The stream that still runs in a chat session."""
+    query = select(streams.c.id).where(streams.c.session_id == session_id, streams.c.ended_at.is_(None))
+    return connection.execute(query).scalar_one_or_none()
+
+
+def session_streams(connection: Connection, session_id: SessionId) -> list[Stream]:
+    """All streams of a chat session, oldest first."""
+    query = select(streams).where(streams.c.session_id == session_id).order_by(streams.c.created_at, streams.c.id)
+    return [_stream(row) for row in connection.execute(query)]
+
+
+def claim_stream(connection: Connection, stream_id: StreamId, *, epoch: int) -> bool:
+    """Fence every earlier producer of an open stream; False if it has ended or a later epoch holds it."""
+    statement = update(streams).where(streams.c.id == stream_id, streams.c.ended_at.is_(None), streams.c.epoch <= epoch)
+    return connection.execute(statement.values(epoch=epoch)).rowcount == 1
+
+
+def end_stream(connection: Connection, stream_id: StreamId, ending: Ending, *, epoch: int) -> bool:
+    """Record how a stream ended; False if it already has, or another producer holds it (S5)."""
+    statement = update(streams).where(streams.c.id == stream_id, streams.c.ended_at.is_(None), streams.c.epoch == epoch)
+    values = {"ended_at": ending.ended_at, "ending": _dump(ending)}
+    return connection.execute(statement.values(values)).rowcount == 1
+
+
+def settle_stream(connection: Connection, stream_id: StreamId, settlement: Settlement) -> None:
+    """Record what accounting answered."""
+    statement = update(streams).where(streams.c.id == stream_id, streams.c.settlement.is_(None))
+    connection.execute(statement.values(settlement=json.dumps(settlement.stored())))
+
+
+def close_stream(connection: Connection, stream_id: StreamId, *, at: int) -> None:
+    """Record that the log of a stream is closed."""
+    connection.execute(update(streams).where(streams.c.id == stream_id).values(closed_at=at))
+
+
+def unfinished_streams(connection: Connection, *, limit: int) -> Sequence[Stream]:
+    """Streams with something left to do: not ended, not settled, or with a log that is not closed. Oldest first."""
+    left = or_(streams.c.closed_at.is_(None), streams.c.settlement.is_(None))
+    rows = connection.execute(select(streams).where(left).order_by(streams.c.created_at).limit(limit))
+    return [_stream(row) for row in rows]
+
+
+def _dump(ending: Ending) -> str:
+    return json.dumps(asdict(ending))
+
+
+def _load(text: str) -> Ending:
+    stored: dict[str, Any] = json.loads(text)
+    return Ending(
+        **{
+            **stored,
+            "outcome": Outcome(stored["outcome"]),
+            "usage": Usage(**stored["usage"]),
+            "usage_source": UsageSource(stored["usage_source"]),
+        }
+    )
+
+
+def _stream(row: Row[Any]) -> Stream:
+    values = row._asdict()
+    del values["ended_at"]
+    ending, settlement = values.pop("ending"), values.pop("settlement")
+    return Stream(
+        **values,
+        ending=None if ending is None else _load(ending),
+        settlement=None if settlement is None else Settlement.restore(json.loads(settlement)),
+    )

@@ -1,0 +1,156 @@
+"""Readers of a live stream in the process that produces it: the newest frames at hand, woken after each commit."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from parshall.chat.ports import EVENTS_PER_READ_MAX, Lease, LogUnavailable
+from parshall.kernel.ids import StreamId
+
+FRAMES_IN_MEMORY_MAX = 1024
+"""The newest frames of a live stream kept at hand; readers further behind read from the file."""
+
+
+class Read(Protocol):
+    """Reads kept frames, as StreamLog.read does."""
+
+    async def __call__(self, stream_id: StreamId, *, after: int, limit: int) -> tuple[list[bytes], bool]:
+        """At most `limit` frames after that offset, and whether the stream ends with them."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Live:
+    """A stream that is being produced here: `last` is the newest offset shown, `expected` the next to be appended."""
+
+    key: int
+    lease: Lease
+    last: int
+    expected: int
+    frames: deque[bytes] = field(default_factory=deque)
+    tails: "set[LocalTail]" = field(default_factory=set)
+    closed: bool = False
+
+    def publish(self, frames: Sequence[bytes]) -> None:
+        """Show kept frames to the readers."""
+        self.frames.extend(frames)
+        self.last += len(frames)
+        while len(self.frames) > FRAMES_IN_MEMORY_MAX:
+            self.frames.popleft()
+        self.wake()
+
+    def adopt(self, tails: "set[LocalTail]") -> None:
+        """Take over the readers of an earlier lease."""
+        self.tails = tails
+        for tail in tails:
+            tail.live = self
+
+    def wake(self) -> None:
+        """Let every waiting reader look again."""
+        for tail in self.tails:
+            tail.wake()
+
+    def after(self, offset: int) -> list[bytes] | None:
+        """Frames after `offset` that are at hand; None where the file must be asked."""
+        skip = offset - (self.last - len(self.frames))
+        if skip < 0:
+            return None
+        if skip == 0 and len(self.frames) <= EVENTS_PER_READ_MAX:
+            return list(self.frames)
+        stop = min(len(self.frames), skip + EVENTS_PER_READ_MAX)
+        return [self.frames[index] for index in range(skip, stop)]
+
+
+class LocalTail:
+    """A reader's place: frames at hand first, else from the file, else wait for the next commit."""
+
+    def __init__(
+        self, read: Read, stream_id: StreamId, *, live: Live | None, after: int, silence_seconds: float
+    ) -> None:
+        """Start behind the offset `after`."""
+        self.live = live
+        self._read = read
+        self._stream_id = stream_id
+        self._after = after
+        self._silence = silence_seconds
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._quiet_since = 0.0
+        self._fell_silent = False
+        self._closed = False
+        self.ended = False
+
+    def __aiter__(self) -> "LocalTail":
+        """The tail itself."""
+        return self
+
+    async def __anext__(self) -> Sequence[bytes]:
+        """The next frames; empty after a silence."""
+        while not self._closed:
+            frames = await self._next()
+            if frames:
+                self._after += len(frames)
+                return frames
+            if self.ended or self._closed:
+                break
+            if await self._silent():
+                return ()
+        self.close()
+        raise StopAsyncIteration
+
+    def wake(self) -> None:
+        """Something changed: whoever waits here looks again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """Leave the stream."""
+        self._closed = True
+        if self.live is not None:
+            self.live.tails.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.wake()
+
+    async def _next(self) -> Sequence[bytes]:
+        if self.live is not None:
+            frames = self.live.after(self._after)
+            if frames is not None:
+                self.ended = not frames and self.live.closed
+                return frames
+        frames, at_end = await self._read(self._stream_id, after=self._after, limit=EVENTS_PER_READ_MAX)
+        self.ended = at_end and not frames
+        if not frames and not at_end and self.live is None:
+            raise LogUnavailable("This stream is between two producers; come back shortly.")
+        return frames
+
+    async def _silent(self) -> bool:
+        """Wait for news; True when the silence has lasted long enough to say so.
+
+        One timer a reader, armed again only when it fires: a timer an event would cost more than the event.
+        """
+        loop = asyncio.get_running_loop()
+        self._quiet_since = loop.time()
+        self._waiter = loop.create_future()
+        if self._timer is None:
+            self._timer = loop.call_later(self._silence, self._tick)
+        self._fell_silent = False
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        return self._fell_silent
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        rest = self._quiet_since + self._silence - loop.time()
+        waiting = self._waiter is not None and not self._waiter.done()
+        if rest > 0.001 or not waiting:
+            self._timer = loop.call_later(max(rest, 0.5), self._tick)
+            return
+        self._timer = None
+        self._fell_silent = True
+        self.wake()

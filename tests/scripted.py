@@ -1,0 +1,190 @@
+"""An answer as a script, and a Provider that plays it inside the process: for tests of what stands above the port."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from parshall.chat.ports import (
+    Delta,
+    Finish,
+    ModelCard,
+    Prompt,
+    ProviderFailure,
+    TextDelta,
+    UsageReport,
+)
+from parshall.kernel.metering import Usage
+
+SCRIPT = re.compile(r"^fake(-[a-z]*[0-9]*)*$")
+STEP = re.compile(r"([a-z]+)([0-9]*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """What an answer does, as words after `fake`: `fake-n20-ms5-nousage` sends 20 chunks, one each 5 ms, no usage.
+
+    Times are in milliseconds, positions in chunks; None means never.
+    """
+
+    n: int = 5
+    """Chunks, a token each."""
+    b: int = 6
+    """Bytes of a chunk."""
+    ms: int = 0
+    """Pause before each chunk."""
+    ttft: int = 0
+    """Pause before the first."""
+    stall: int | None = None
+    """Falls silent after so many chunks."""
+    die: int | None = None
+    """Cuts the connection after so many chunks."""
+    garbage: int | None = None
+    """Sends nonsense after so many chunks."""
+    error: int | None = None
+    """Reports an error inside the stream after so many chunks."""
+    status: int = 200
+    flags: frozenset[str] = field(default=frozenset())
+    """nousage, badusage, nodone, nofinish, split (one byte a write), crlf, nasty (hard text), think, json, redirect."""
+
+    @staticmethod
+    def of(model_id: str, last_message: str) -> "Script":
+        """The script that the last message names with its first word, else the model id."""
+        first = last_message.split(maxsplit=1)[0] if last_message.split() else ""
+        for text in (first, model_id):
+            if SCRIPT.match(text) and (text != "fake" or text == model_id):
+                return Script._parse(text)
+        return Script()
+
+    @staticmethod
+    def _parse(text: str) -> "Script":
+        numbers: dict[str, int] = {}
+        flags: set[str] = set()
+        for word in text.split("-")[1:]:
+            match = STEP.fullmatch(word)
+            if match and match[2]:
+                numbers[match[1]] = int(match[2])
+            else:
+                flags.add(word)
+        return Script(**numbers, flags=frozenset(flags))  # type: ignore[arg-type]
+
+    def chunks(self, limit: int) -> list[str]:
+        """The texts of the answer, cut at `limit` tokens."""
+        if "nasty" in self.flags:
+            return NASTY[:limit]
+        return [f"w{index} ".ljust(self.b, ".") for index in range(min(self.n, limit))]
+
+    def text(self, limit: int = 1_000_000) -> str:
+        """The whole answer."""
+        return "".join(self.chunks(limit))
+
+    def finish(self, limit: int) -> str:
+        """Why it ends: `length` where the limit cuts it."""
+        whole = len(NASTY) if "nasty" in self.flags else self.n
+        return "length" if whole > limit else "stop"
+
+
+NASTY = [
+    "emoji 👩‍👩‍👧‍👦",
+    "line\u2028para\u2029nel\u0085",
+    "nul\0bel\a",
+    "data: [DONE]\n\ndata: {}",
+    "\r\n\r\n",
+    '"quote" \\u0000 \\',
+    "<|im_end|><|endoftext|>",
+    " ",
+    "é̂中文ع",
+]
+"""Text that breaks careless readers."""
+
+
+class ScriptedProvider:
+    """Plays scripts; counts one token a chunk and, for input, one a word; remembers what it was asked."""
+
+    def __init__(self, *, models: Sequence[str] = ("fake",)) -> None:
+        """Offers `models`; `gate` holds every answer before its next chunk while it is cleared."""
+        self._models = models
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.prompts: list[Prompt] = []
+        self.sent = 0
+        self.running = 0
+        self.hung_up = 0
+        self.closed = False
+
+    async def models(self) -> Sequence[ModelCard]:
+        """Cards of the configured ids."""
+        return [self._card(model) for model in self._models]
+
+    def _card(self, model: str) -> ModelCard:
+        return ModelCard(
+            id=model,
+            name=model,
+            description="Plays a script.",
+            provider="scripted",
+            context_tokens=4096,
+            output_tokens_max=1024,
+        )
+
+    def unlisted(self, model_id: str) -> ModelCard | None:
+        """Ids that are scripts are taken without being listed."""
+        return self._card(model_id) if SCRIPT.match(model_id) else None
+
+    async def count_input(self, prompt: Prompt) -> int:
+        """One token a word, one a message."""
+        return sum(1 + len(message.content.split()) for message in prompt.messages)
+
+    async def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[Delta]]:
+        """The script that the prompt names."""
+        if self.closed:
+            raise ProviderFailure("closed")
+        script = Script.of(prompt.model_id, prompt.messages[-1].content if prompt.messages else "")
+        self.prompts.append(prompt)
+        self.running += 1
+        ended = False
+        try:
+            async for deltas in self._play(script, prompt):
+                yield deltas
+            ended = True
+        finally:
+            self.running -= 1
+            self.hung_up += not ended
+
+    async def _play(self, script: Script, prompt: Prompt) -> AsyncIterator[Sequence[Delta]]:
+        if script.status != 200:
+            raise _refusal(script.status)
+        await asyncio.sleep(script.ttft / 1000)
+        chunks = script.chunks(prompt.output_tokens_max)
+        for index in range(len(chunks) + 1):
+            await self._hold(script, index)
+            if index == len(chunks):
+                break
+            self.sent += 1
+            yield [TextDelta(chunks[index], 1, reasoning="think" in script.flags and index == 0)]
+        if "nofinish" in script.flags:
+            raise ProviderFailure("cut", code="provider_cut")
+        usage = Usage(input_tokens=await self.count_input(prompt), output_tokens=len(chunks))
+        last = Finish("length" if script.finish(prompt.output_tokens_max) == "length" else "stop")
+        yield [last] if "nousage" in script.flags else [UsageReport(usage), last]
+
+    async def _hold(self, script: Script, index: int) -> None:
+        """Whatever happens before chunk `index`."""
+        if index == script.stall:
+            await asyncio.Event().wait()
+        if index in (script.die, script.garbage, script.error):
+            raise ProviderFailure("cut", code="provider_cut" if index == script.die else "provider_garbage")
+        await asyncio.sleep(script.ms / 1000)
+        while not self.gate.is_set() or self.closed:
+            if self.closed:
+                raise ProviderFailure("closed", code="provider_cut")
+            await self.gate.wait()
+
+    async def close(self) -> None:
+        """End every answer at its next chunk."""
+        self.closed = True
+        self.gate.set()
+
+
+def _refusal(status: int) -> ProviderFailure:
+    busy = status == 429 or status >= 500
+    return ProviderFailure(f"{status}", code="provider_busy" if busy else "provider_refused", retryable=busy)
