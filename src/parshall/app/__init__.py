@@ -1,0 +1,1 @@
+"""Composition: configuration, which services this process serves, the server and the sweeper."""

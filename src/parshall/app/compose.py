@@ -1,0 +1,265 @@
+"""The one place that knows every service: builds them from the settings and joins them into an ASGI application."""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.types import ASGIApp
+
+from parshall import __version__
+from parshall.accounting.http import router as accounting_router
+from parshall.accounting.service import Accounting
+from parshall.app.config import SQLITE_URL, Settings
+from parshall.app.page import home_page
+from parshall.auth.http import router as auth_router
+from parshall.auth.http import wellknown as wellknown_router
+from parshall.auth.passwords import PasswordHasher
+from parshall.auth.service import Auth
+from parshall.chat.catalog import Catalog
+from parshall.chat.http import router as chat_router
+from parshall.chat.ports import Provider
+from parshall.chat.providers.embedded import MODEL_ID, EmbeddedProvider
+from parshall.chat.providers.openai import OpenAIProvider
+from parshall.chat.reader import Reader
+from parshall.chat.service import Chat
+from parshall.chat.streaming import Limits, Streaming
+from parshall.chat.streams.local import LocalStreamLog
+from parshall.kernel import clock
+from parshall.kernel.credits import wire
+from parshall.kernel.database import Database
+from parshall.kernel.errors import StartupError
+from parshall.kernel.http import Edge, install_errors
+from parshall.kernel.sqlite import SqliteDatabase
+from parshall.kernel.tokens import TokenVerifier
+
+RESERVATION_MARGIN_SECONDS = 60
+"""A reservation outlives the longest stream by this much, so that it never expires under a live one."""
+HEALTH_SECONDS_MAX = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The services that work on records alone; commands use them beside a running server."""
+
+    auth: Auth
+    accounting: Accounting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """Everything that one serving process holds."""
+
+    parts: Parts
+    chat: Chat
+    chat_database: Database
+    verifier: TokenVerifier
+    readers: set[Reader]
+    settings: Settings
+
+
+@asynccontextmanager
+async def local(settings: Settings) -> AsyncIterator[Parts]:
+    """Auth and accounting on this machine's data folder. Raises StartupError."""
+    prepare_home(settings.home_dir)
+    async with AsyncExitStack() as stack:
+        auth = Auth(_database(settings, "auth"), issuer=settings.issuer, clock=clock.now, hasher=PasswordHasher())
+        stack.push_async_callback(auth.close)
+        accounting = Accounting(
+            _database(settings, "accounting"),
+            directory=auth,
+            clock=clock.now,
+            reservation_seconds=int(settings.stream_timeout) + RESERVATION_MARGIN_SECONDS,
+        )
+        stack.push_async_callback(accounting.close)
+        await auth.start()
+        await accounting.start()
+        yield Parts(auth=auth, accounting=accounting)
+
+
+@asynccontextmanager
+async def system(settings: Settings) -> AsyncIterator[System]:
+    """All three services, adopted streams included; on leaving, every stream ends in order. Raises StartupError."""
+    prepare_home(settings.home_dir)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_only_one(settings.home_dir))
+        parts = await stack.enter_async_context(local(settings))
+        database = _database(settings, "chat")
+        stack.push_async_callback(database.close)
+        stream_log = LocalStreamLog(settings.home_dir / "streams.db", clock=clock.now)
+        catalog = Catalog(await _providers(settings), fallback=_fallback(settings))
+        streaming = Streaming(
+            database=database,
+            stream_log=stream_log,
+            ledger=parts.accounting,
+            catalog=catalog,
+            clock=clock.now,
+            limits=_limits(settings),
+        )
+        stack.push_async_callback(streaming.close, drain_seconds=0)
+        await streaming.sweep()
+        yield System(
+            parts=parts,
+            chat=Chat(database, streaming=streaming, catalog=catalog, clock=clock.now),
+            chat_database=database,
+            verifier=TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now),
+            readers=set(),
+            settings=settings,
+        )
+
+
+def application(built: System) -> ASGIApp:
+    """The ASGI application over a system, with every service under /api."""
+    app = FastAPI(
+        title="Parshall",
+        version=__version__,
+        summary="Metered AI streams: login, chat, Server-Sent Events and prepaid credits that never drift.",
+        openapi_url="/openapi.json",
+    )
+    app.state.auth = built.parts.auth
+    app.state.accounting = built.parts.accounting
+    app.state.chat = built.chat
+    app.state.verifier = built.verifier
+    app.state.readers = built.readers
+    app.state.allowed_origins = frozenset(built.settings.allowed_origins)
+    app.state.on_disconnect = built.settings.on_disconnect
+    app.state.price_of = _Prices(built.parts.accounting).of
+    install_errors(app)
+    for router in (auth_router, wellknown_router, accounting_router, chat_router):
+        app.include_router(router)
+    _add_operations(app, built)
+    return Edge(app, allowed_origins=built.settings.allowed_origins)
+
+
+def prepare_home(home: Path) -> None:
+    """Make the data folder, for its owner alone. Raises StartupError when it cannot be written."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = home / f".write-{os.getpid()}"
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except OSError as error:
+        raise StartupError(
+            f"The data folder {home} cannot be written ({error.strerror}); set PARSHALL_HOME_DIR to one that can."
+        ) from error
+
+
+def _add_operations(app: FastAPI, built: System) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def home() -> str:
+        return home_page(version=__version__)
+
+    @app.get("/health", tags=["operations"])
+    @app.get("/api/health", tags=["operations"])
+    async def health(request: Request) -> JSONResponse:
+        """Whether this process can serve; 503 names what is down."""
+        down = await _down(built)
+        body: dict[str, Any] = {
+            "status": "unavailable" if down else "ok",
+            "service": "parshall",
+            "version": request.app.version,
+            "timestamp": clock.rfc3339(clock.now()),
+        }
+        return JSONResponse(body | ({"down": down} if down else {}), status_code=503 if down else 200)
+
+    @app.get("/api/version", tags=["operations"])
+    async def version() -> dict[str, str]:
+        """The version that runs."""
+        return {"service": "parshall", "version": __version__}
+
+
+async def _down(built: System) -> list[str]:
+    """What keeps this process from serving; empty when nothing does."""
+    down = ["draining"] if built.chat.streaming.draining else []
+    try:
+        async with asyncio.timeout(HEALTH_SECONDS_MAX):
+            await built.chat_database.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+    except Exception:
+        down.append("chat database")
+    return down
+
+
+class _Prices:
+    """What a model costs, in the form that the model list shows."""
+
+    def __init__(self, accounting: Accounting) -> None:
+        self._accounting = accounting
+
+    async def of(self, model_id: str) -> dict[str, Any]:
+        """Credits per million tokens of a model."""
+        version = await self._accounting.price_in_force(model_id)
+        price = version.price
+        return {
+            "input": wire(price.input),
+            "cachedInput": wire(price.cached_input),
+            "output": wire(price.output),
+            "reasoning": wire(price.reasoning),
+            "per": "million tokens",
+        }
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        output_tokens_max=settings.max_output_tokens,
+        slice_tokens=settings.slice_tokens,
+        stream_seconds_max=settings.stream_timeout,
+        lease_seconds=settings.lease_seconds,
+        grace_seconds=settings.disconnect_grace_seconds,
+    )
+
+
+def _database(settings: Settings, service: str) -> SqliteDatabase:
+    url: str | None = getattr(settings, f"{service}_database_url")
+    path = settings.home_dir / f"{service}.db" if url is None else Path(url.removeprefix(SQLITE_URL))
+    return SqliteDatabase(path, package=f"parshall.{service}")
+
+
+async def _providers(settings: Settings) -> list[Provider]:
+    """The configured server first: who sets one up wants it asked by default."""
+    providers: list[Provider] = []
+    if settings.openai_base_url:
+        key = settings.openai_api_key
+        providers.append(
+            OpenAIProvider(
+                base_url=settings.openai_base_url,
+                api_key=key.get_secret_value() if key else None,
+                models=settings.openai_models or ("*",),
+            )
+        )
+    if settings.embedded_model:
+        providers.append(await EmbeddedProvider.start())
+    if not providers:
+        raise StartupError("No model is configured: set PARSHALL_EMBEDDED_MODEL=on or PARSHALL_OPENAI_BASE_URL.")
+    return providers
+
+
+def _fallback(settings: Settings) -> str | None:
+    if settings.fallback_model is None:
+        return MODEL_ID if settings.embedded_model else None
+    return settings.fallback_model or None
+
+
+class _only_one:  # noqa: N801 - reads as what it is: `with _only_one(folder)`
+    """Holds a data folder for one serving process: the local stream log has one producer process by design."""
+
+    def __init__(self, home: Path) -> None:
+        self._file = (home / "serving.lock").open("a")
+        self._home = home
+
+    def __enter__(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise StartupError(
+                f"Another Parshall already serves the data folder {self._home}; stop it or set PARSHALL_HOME_DIR."
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

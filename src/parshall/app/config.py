@@ -1,0 +1,147 @@
+"""Configuration: environment variables with the prefix PARSHALL_, then one TOML file, then defaults."""
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import TomlConfigSettingsSource as TomlSource
+
+from parshall.kernel.errors import StartupError
+
+PREFIX = "PARSHALL_"
+FILE_VARIABLE = "PARSHALL_CONFIG"
+FILE_NAME = "parshall.toml"
+SQLITE_URL = "sqlite:///"
+
+
+def default_home() -> Path:
+    """The per-user data folder of this platform (XDG base directories, or Application Support on macOS)."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "parshall"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "parshall"
+
+
+class Settings(BaseSettings):
+    """Every option, with its unit. A file may hold the same names in lower case."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    home_dir: Path = Field(default_factory=default_home, description="Data folder: databases, keys and logs.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of `parshall up`; 0 takes a free one.")
+    admin_password: SecretStr | None = Field(
+        None, description="Password of the user admin, used on the very first start only; generated when absent."
+    )
+    auth_database_url: str | None = Field(None, description="Database of auth, as sqlite:///path.")
+    accounting_database_url: str | None = Field(None, description="Database of accounting, as sqlite:///path.")
+    chat_database_url: str | None = Field(None, description="Database of chat, as sqlite:///path.")
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may call the API with credentials, comma-separated."
+    )
+    issuer: str = Field("parshall", description="Issuer named in access tokens.")
+    access_token_seconds: int = Field(900, ge=30, le=86_400, description="Life of an access token, in seconds.")
+    openai_base_url: str | None = Field(
+        None, description="Base URL of an OpenAI-compatible server, such as http://127.0.0.1:11434/v1."
+    )
+    openai_api_key: SecretStr | None = Field(None, description="API key for that server.")
+    openai_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Model ids to offer from that server, comma-separated; * takes any id."
+    )
+    embedded_model: bool = Field(True, description="Offer the embedded model (on or off).")
+    fallback_model: str | None = Field(
+        None,
+        description="Model that answers for unknown ids; empty turns this off; default: the embedded model where on.",
+    )
+    max_output_tokens: int = Field(1024, ge=1, le=1_000_000, description="Most output tokens of one answer.")
+    slice_tokens: int = Field(256, ge=1, le=100_000, description="Output tokens reserved at a time.")
+    stream_timeout: float = Field(300, gt=0, le=86_400, description="Longest life of one stream, in seconds.")
+    lease_seconds: float = Field(10, ge=1, le=300, description="Life of a producer's lease, in seconds.")
+    disconnect_grace_seconds: float = Field(
+        30, ge=0, le=3600, description="How long a stream with onDisconnect=stop waits for a reader, in seconds."
+    )
+    on_disconnect: Literal["continue", "stop"] = Field(
+        "continue", description="What happens to a stream without readers, unless the request says otherwise."
+    )
+    stream_retention_hours: float = Field(
+        24, gt=0, description="How long the log of an ended stream is kept, in hours."
+    )
+    drain_seconds: float = Field(
+        2.5, ge=0, le=600, description="How long running answers may finish after SIGTERM, in seconds."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Log lines as JSON or text; auto takes text on a terminal."
+    )
+
+    @field_validator("allowed_origins", "openai_models", mode="before")
+    @classmethod
+    def _comma_list(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _exact_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin == "*" or not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
+                raise ValueError(f"{origin!r} is not an origin such as https://chat.example.org")
+        return value
+
+    @field_validator("auth_database_url", "accounting_database_url", "chat_database_url")
+    @classmethod
+    def _known_engine(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(SQLITE_URL):
+            raise ValueError(f"only {SQLITE_URL}path is supported by this version")
+        return value
+
+    @model_validator(mode="after")
+    def _some_model(self) -> "Settings":
+        if self.openai_models and not self.openai_base_url:
+            raise ValueError("OPENAI_MODELS is set and OPENAI_BASE_URL is not")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments over environment over the file; no .env file and no secrets folder is read."""
+        file = config_file()
+        return (init_settings, env_settings, *([TomlSource(settings_cls, file)] if file else []))
+
+
+def config_file() -> Path | None:
+    """The configuration file in force: PARSHALL_CONFIG, else parshall.toml in the current folder, else none."""
+    named = os.environ.get(FILE_VARIABLE)
+    if named:
+        if not Path(named).is_file():
+            raise StartupError(f"{FILE_VARIABLE} names {named}, which is not a file; correct or unset it.")
+        return Path(named)
+    return Path(FILE_NAME) if Path(FILE_NAME).is_file() else None
+
+
+def load(**overrides: object) -> Settings:
+    """The settings in force; `overrides` (command line) win. Raises StartupError naming each wrong option."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        wrong = "; ".join(f"{_option(e['loc'])}: {e['msg']}" for e in error.errors())
+        raise StartupError(f"The configuration is wrong: {wrong}. `parshall config` lists every option.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise StartupError(f"The configuration file {config_file()} is not valid TOML: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"The configuration file {config_file()} cannot be read: {error}.") from error
+
+
+def _option(location: tuple[int | str, ...]) -> str:
+    return f"{PREFIX}{str(location[0]).upper()}" if location else "configuration"

@@ -1,0 +1,164 @@
+"""`parshall up`: one process, one port, every service; starts with clear words and ends in order."""
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+from collections.abc import Generator
+
+import uvicorn
+import uvloop
+
+from parshall.app import compose
+from parshall.app.config import Settings
+from parshall.app.sweeper import Sweeper
+from parshall.kernel import clock, telemetry
+from parshall.kernel.credits import MICRO, Credits
+from parshall.kernel.errors import NotFound, StartupError
+from parshall.kernel.tokens import Role
+
+FINISH_SECONDS_MAX = 2.0
+"""After the drain time: what interrupting, settling and telling the readers may take."""
+LISTEN_BACKLOG = 2048
+
+DEMO_USER = "demo"
+DEMO_PASSWORD = "demo-password"  # noqa: S105 - printed on purpose, on loopback only
+DEMO_CREDITS = Credits(100 * MICRO)
+DEMO_DAYS = 30
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def run(settings: Settings, *, demo: bool) -> int:
+    """Serve until SIGINT or SIGTERM; the exit code. Raises StartupError when it cannot start."""
+    json = None if settings.log_format == "auto" else settings.log_format == "json"
+    telemetry.configure(level=settings.log_level, json=json)
+    if demo and settings.host not in LOOPBACK:
+        raise StartupError("--demo makes a user with a known password, so it listens on 127.0.0.1 only.")
+    with (
+        contextlib.closing(_bind(settings.host, settings.port)) as bound,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(_serve(settings, bound, demo=demo))
+    return 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn that ends its streams itself: uvicorn alone waits for them without limit, or cuts them."""
+
+    def __init__(self, config: uvicorn.Config, built: compose.System, announcement: str) -> None:
+        """`announcement` is printed once the server answers."""
+        super().__init__(config)
+        self._system = built
+        self._announcement = announcement
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Take SIGINT and SIGTERM as the wish to stop; unlike uvicorn's, do not raise them again afterwards."""
+        wanted = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
+        await super().startup(sockets)
+        print(self._announcement, flush=True)  # noqa: T201 - what the operator is waiting for
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new streams, let running ones finish for a while, settle the rest, then let the connections go."""
+        ending = asyncio.create_task(self._end_streams())
+        await super().shutdown(sockets)
+        await ending
+
+    async def _end_streams(self) -> None:
+        streaming = self._system.chat.streaming
+        streaming.drain()
+        await streaming.end_producers(drain_seconds=self._system.settings.drain_seconds)
+        await asyncio.sleep(0)
+        for reader in tuple(self._system.readers):
+            reader.interrupt()
+
+
+async def _serve(settings: Settings, bound: socket.socket, *, demo: bool) -> None:
+    async with compose.system(settings) as built:
+        announcement = await _prepare(built.parts, settings, bound, demo=demo)
+        sweeper = Sweeper(
+            streaming=built.chat.streaming,
+            accounting=built.parts.accounting,
+            clock=clock.now,
+            retention_seconds=settings.stream_retention_hours * 3600,
+        )
+        sweeping = asyncio.create_task(sweeper.run(), name="sweeper")
+        try:
+            await Server(_config(built), built, announcement).serve([bound])
+        finally:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
+
+
+def _config(built: compose.System) -> uvicorn.Config:
+    return uvicorn.Config(
+        compose.application(built),
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=LISTEN_BACKLOG,
+        timeout_graceful_shutdown=int(built.settings.drain_seconds + FINISH_SECONDS_MAX),
+    )
+
+
+async def _prepare(parts: compose.Parts, settings: Settings, bound: socket.socket, *, demo: bool) -> str:
+    """Make the first users where they are missing; what to tell the operator."""
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    lines = [f"Parshall listens on http://{shown}:{port}"]
+    given = settings.admin_password
+    generated = await parts.auth.ensure_admin(given.get_secret_value() if given else None)
+    if generated is not None:
+        lines.append(f"First start: log in as admin with the password {generated} (shown only now)")
+    if demo:
+        await _add_demo_user(parts)
+        lines.append(f"Demo: the user is {DEMO_USER}, the password is {DEMO_PASSWORD}; do not expose this server")
+    return "\n".join(lines)
+
+
+async def _add_demo_user(parts: compose.Parts) -> None:
+    """A user with credits, once; a demo account that exists keeps what it has."""
+    try:
+        await parts.auth.find_user(DEMO_USER)
+    except NotFound:
+        user = await parts.auth.create_user(DEMO_USER, "demo@localhost", DEMO_PASSWORD, Role.ENDUSER)
+        await parts.accounting.allocate(
+            user.id, DEMO_CREDITS, expires_at=clock.now() + DEMO_DAYS * clock.DAY, notes="demo", granted_by="demo"
+        )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A bound socket, before anything else is set up: a busy port must not cost a model load. Raises StartupError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartupError(
+            f"Cannot listen on {host}: {error.strerror}; set PARSHALL_HOST to an address of this machine."
+        ) from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise StartupError(
+                f"Port {port} of {host} is in use; stop the other program or set PARSHALL_PORT."
+            ) from error
+        raise StartupError(
+            f"Cannot listen on {host}:{port}: {error.strerror}; set PARSHALL_HOST or PARSHALL_PORT."
+        ) from error
+    return bound

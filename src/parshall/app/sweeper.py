@@ -1,0 +1,41 @@
+"""The housekeeping of a serving process: adopt, settle, expire and trim, again and again."""
+
+import asyncio
+
+from parshall.accounting.service import Accounting
+from parshall.chat.streaming import Streaming
+from parshall.kernel.clock import SECOND, Clock
+from parshall.kernel.telemetry import log
+
+SWEEP_SECONDS = 2.0
+TRIM_EVERY_SWEEPS = 150
+
+_logger = log("sweeper")
+
+
+class Sweeper:
+    """Runs passes until it is cancelled; a pass that fails is logged and the next one tries again."""
+
+    def __init__(self, *, streaming: Streaming, accounting: Accounting, clock: Clock, retention_seconds: float) -> None:
+        """Logs of streams that ended more than `retention_seconds` ago are forgotten."""
+        self._streaming = streaming
+        self._accounting = accounting
+        self._clock = clock
+        self._retention = int(retention_seconds * SECOND)
+
+    async def run(self) -> None:
+        """Sweep for ever. Streams come before reservations: adoption settles what expiry would merely return."""
+        passes = 0
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                await self._pass(trim=passes % TRIM_EVERY_SWEEPS == 0)
+            except Exception:
+                _logger.exception("sweep_failed")
+            passes += 1
+
+    async def _pass(self, *, trim: bool) -> None:
+        await self._streaming.sweep()
+        await self._accounting.expire_due(self._clock())
+        if trim:
+            await self._streaming.trim(closed_before=self._clock() - self._retention)
