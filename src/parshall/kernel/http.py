@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
+from email.utils import formatdate
 from typing import Annotated, Any
 
 import structlog
@@ -194,6 +196,7 @@ class Edge:
         if not _CONTENT_LENGTH.match(length) or int(length) > BODY_BYTES_MAX:
             await exchange.refuse(413, "body_too_large", _TOO_LARGE)
             return
+        began = time.perf_counter()
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
         except _BodyTooLarge:
@@ -203,6 +206,11 @@ class Edge:
         except Exception:
             _logger.exception("request_failed", path=exchange.scope["path"])
             await exchange.refuse(500, "internal_error", ParshallError.default)
+        finally:
+            scope, milliseconds = exchange.scope, round((time.perf_counter() - began) * 1000, 1)
+            _logger.info(
+                "request", method=scope["method"], path=scope["path"], status=exchange.status, milliseconds=milliseconds
+            )
 
     async def _preflight(self, exchange: "_Exchange") -> None:
         allowed = [
@@ -231,7 +239,7 @@ class _Exchange:
         self.cors = cors
         self._receive = receive
         self._send = send
-        self._started = False
+        self.status: int | None = None
         self._body_bytes = 0
 
     async def receive(self) -> Message:
@@ -244,14 +252,15 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._started = True
+            self.status = message["status"]
             message["headers"] = self._completed(message.get("headers", ()))
         await self._send(message)
 
     def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> names.RawHeaders:
         """What is missing is appended, never prepended: on a stream the id header must stay the first (H1)."""
         raw = list(headers)
-        for name, value in (*self.cors, (names.REQUEST_ID_HEADER, self.scope["request_id"]), *_ALWAYS):
+        own = ((names.REQUEST_ID_HEADER, self.scope["request_id"]), ("Date", formatdate(usegmt=True)))
+        for name, value in (*self.cors, *own, *_ALWAYS):
             key, wanted = name.encode("latin-1"), value.encode("latin-1")
             there = next((n for n, (given, _) in enumerate(raw) if given.lower() == key.lower()), None)
             if there is None:
@@ -267,7 +276,7 @@ class _Exchange:
 
     async def refuse(self, status: int, code: str, detail: str) -> None:
         """Answer with a problem; after the status line only the connection's end can tell."""
-        if self._started:
+        if self.status is not None:
             return
         document = problem(Request(self.scope), status=status, code=code, title=code.replace("_", " "), detail=detail)
         await document(self.scope, self._receive, self.send)

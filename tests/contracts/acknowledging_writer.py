@@ -1,0 +1,33 @@
+"""A program that writes pairs of rows until it dies and prints each pair's number once that is acknowledged."""
+
+import asyncio
+import itertools
+import os
+import signal
+import sys
+from pathlib import Path
+
+from tests.contracts.tally_service import put
+
+from parshall.kernel.sqlite import SqliteDatabase
+
+WRITERS = 20
+
+
+async def acknowledge(path: Path, package: str, acknowledgements_max: int) -> None:
+    """Write until killed, or kill itself (-9) right after so many. Several writers, so that commits are shared."""
+    database = SqliteDatabase(path, package=package)
+    numbers, acknowledged = itertools.count(), itertools.count(1)
+
+    async def writer() -> None:
+        for number in numbers:
+            await database.write(lambda c, n=number: (put(f"left-{n}")(c), put(f"right-{n}")(c)))
+            os.write(1, b"%d\n" % number)
+            if next(acknowledged) == acknowledgements_max:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    await asyncio.gather(*(writer() for _ in range(WRITERS)))
+
+
+if __name__ == "__main__":
+    asyncio.run(acknowledge(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

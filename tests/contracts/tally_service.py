@@ -1,0 +1,55 @@
+"""A service of one table that stands in for any: its migrations, written as a package where a test wants it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import BigInteger, Column, Connection, MetaData, String, Table, insert
+
+tallies = Table("tallies", MetaData(), Column("name", String, primary_key=True), Column("count", BigInteger))
+
+FIRST = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "tallies",
+        sa.Column("name", sa.String, primary_key=True),
+        sa.Column("count", sa.BigInteger, nullable=False),
+    )
+"""
+SECOND = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.create_table("labels", sa.Column("text", sa.String, primary_key=True))
+"""
+BROKEN = SECOND + '    op.execute("this is not SQL")\n'
+
+
+def write_package(root: Path, *migrations: str) -> str:
+    """A service named `tally` with these migrations; the versions of it differ in their parent package."""
+    versions = root / "tally" / "migrations" / "versions"
+    versions.mkdir(parents=True)
+    for folder in (root, root / "tally"):
+        (folder / "__init__.py").touch()
+    for number, text in enumerate(migrations, start=1):
+        (versions / f"{number:04}_step.py").write_text(text)
+    return f"{root.name}.tally"
+
+
+def put(name: str) -> Callable[[Connection], str]:
+    def work(connection: Connection) -> str:
+        connection.execute(insert(tallies).values(name=name, count=1))
+        return name
+
+    return work
