@@ -2,7 +2,6 @@
 
 import asyncio
 import fcntl
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,12 +15,11 @@ from starlette.types import ASGIApp
 from parshall import __version__
 from parshall.accounting.http import router as accounting_router
 from parshall.accounting.service import Accounting
-from parshall.app.config import SQLITE_URL, Settings
+from parshall.app.config import Settings
+from parshall.app.local import Parts, local, open_database, prepare_home
 from parshall.app.page import home_page
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
-from parshall.auth.passwords import PasswordHasher
-from parshall.auth.service import Auth
 from parshall.chat.catalog import Catalog
 from parshall.chat.http import router as chat_router
 from parshall.chat.ports import Provider
@@ -36,20 +34,9 @@ from parshall.kernel.credits import wire
 from parshall.kernel.database import Database
 from parshall.kernel.errors import StartupError
 from parshall.kernel.http import Edge, install_errors
-from parshall.kernel.sqlite import SqliteDatabase
 from parshall.kernel.tokens import TokenVerifier
 
-RESERVATION_MARGIN_SECONDS = 60
-"""A reservation outlives the longest stream by this much, so that it never expires under a live one."""
 HEALTH_SECONDS_MAX = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """The services that work on records alone; commands use them beside a running server."""
-
-    auth: Auth
-    accounting: Accounting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,32 +52,13 @@ class System:
 
 
 @asynccontextmanager
-async def local(settings: Settings) -> AsyncIterator[Parts]:
-    """Auth and accounting on this machine's data folder. Raises StartupError."""
-    prepare_home(settings.home_dir)
-    async with AsyncExitStack() as stack:
-        auth = Auth(_database(settings, "auth"), issuer=settings.issuer, clock=clock.now, hasher=PasswordHasher())
-        stack.push_async_callback(auth.close)
-        accounting = Accounting(
-            _database(settings, "accounting"),
-            directory=auth,
-            clock=clock.now,
-            reservation_seconds=int(settings.stream_timeout) + RESERVATION_MARGIN_SECONDS,
-        )
-        stack.push_async_callback(accounting.close)
-        await auth.start()
-        await accounting.start()
-        yield Parts(auth=auth, accounting=accounting)
-
-
-@asynccontextmanager
 async def system(settings: Settings) -> AsyncIterator[System]:
     """All three services, adopted streams included; on leaving, every stream ends in order. Raises StartupError."""
     prepare_home(settings.home_dir)
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(settings.home_dir))
         parts = await stack.enter_async_context(local(settings))
-        database = _database(settings, "chat")
+        database = open_database(settings, "chat")
         stack.push_async_callback(database.close)
         stream_log = LocalStreamLog(settings.home_dir / "streams.db", clock=clock.now)
         catalog = Catalog(await _providers(settings), fallback=_fallback(settings))
@@ -135,19 +103,6 @@ def application(built: System) -> ASGIApp:
         app.include_router(router)
     _add_operations(app, built)
     return Edge(app, allowed_origins=built.settings.allowed_origins)
-
-
-def prepare_home(home: Path) -> None:
-    """Make the data folder, for its owner alone. Raises StartupError when it cannot be written."""
-    try:
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        probe = home / f".write-{os.getpid()}"
-        probe.touch(mode=0o600)
-        probe.unlink()
-    except OSError as error:
-        raise StartupError(
-            f"The data folder {home} cannot be written ({error.strerror}); set PARSHALL_HOME_DIR to one that can."
-        ) from error
 
 
 def _add_operations(app: FastAPI, built: System) -> None:
@@ -212,12 +167,6 @@ def _limits(settings: Settings) -> Limits:
         lease_seconds=settings.lease_seconds,
         grace_seconds=settings.disconnect_grace_seconds,
     )
-
-
-def _database(settings: Settings, service: str) -> SqliteDatabase:
-    url: str | None = getattr(settings, f"{service}_database_url")
-    path = settings.home_dir / f"{service}.db" if url is None else Path(url.removeprefix(SQLITE_URL))
-    return SqliteDatabase(path, package=f"parshall.{service}")
 
 
 async def _providers(settings: Settings) -> list[Provider]:

@@ -12,6 +12,7 @@ import uvloop
 
 from parshall.app import compose
 from parshall.app.config import Settings
+from parshall.app.local import Parts
 from parshall.app.sweeper import Sweeper
 from parshall.kernel import clock, telemetry
 from parshall.kernel.credits import MICRO, Credits
@@ -108,13 +109,14 @@ def _config(built: compose.System) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        date_header=False,  # the edge adds it behind the id header, which must come first (H1)
         proxy_headers=False,
         backlog=LISTEN_BACKLOG,
         timeout_graceful_shutdown=int(built.settings.drain_seconds + FINISH_SECONDS_MAX),
     )
 
 
-async def _prepare(parts: compose.Parts, settings: Settings, bound: socket.socket, *, demo: bool) -> str:
+async def _prepare(parts: Parts, settings: Settings, bound: socket.socket, *, demo: bool) -> str:
     """Make the first users where they are missing; what to tell the operator."""
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -129,7 +131,7 @@ async def _prepare(parts: compose.Parts, settings: Settings, bound: socket.socke
     return "\n".join(lines)
 
 
-async def _add_demo_user(parts: compose.Parts) -> None:
+async def _add_demo_user(parts: Parts) -> None:
     """A user with credits, once; a demo account that exists keeps what it has."""
     try:
         await parts.auth.find_user(DEMO_USER)

@@ -1,0 +1,65 @@
+"""The services that work on records alone, on this machine's data folder: for commands, beside a running server."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from parshall.accounting.service import Accounting
+from parshall.app.config import SQLITE_URL, Settings
+from parshall.auth.passwords import PasswordHasher
+from parshall.auth.service import Auth
+from parshall.kernel import clock
+from parshall.kernel.errors import StartupError
+from parshall.kernel.sqlite import SqliteDatabase
+
+RESERVATION_MARGIN_SECONDS = 60
+"""A reservation outlives the longest stream by this much, so that it never expires under a live one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The services that work on records alone."""
+
+    auth: Auth
+    accounting: Accounting
+
+
+@asynccontextmanager
+async def local(settings: Settings) -> AsyncIterator[Parts]:
+    """Auth and accounting on this machine's data folder. Raises StartupError."""
+    prepare_home(settings.home_dir)
+    async with AsyncExitStack() as stack:
+        auth = Auth(open_database(settings, "auth"), issuer=settings.issuer, clock=clock.now, hasher=PasswordHasher())
+        stack.push_async_callback(auth.close)
+        accounting = Accounting(
+            open_database(settings, "accounting"),
+            directory=auth,
+            clock=clock.now,
+            reservation_seconds=int(settings.stream_timeout) + RESERVATION_MARGIN_SECONDS,
+        )
+        stack.push_async_callback(accounting.close)
+        await auth.start()
+        await accounting.start()
+        yield Parts(auth=auth, accounting=accounting)
+
+
+def prepare_home(home: Path) -> None:
+    """Make the data folder, for its owner alone. Raises StartupError when it cannot be written."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = home / f".write-{os.getpid()}"
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except OSError as error:
+        raise StartupError(
+            f"The data folder {home} cannot be written ({error.strerror}); set PARSHALL_HOME_DIR to one that can."
+        ) from error
+
+
+def open_database(settings: Settings, service: str) -> SqliteDatabase:
+    """The database of a service, brought forward. Raises StartupError."""
+    url: str | None = getattr(settings, f"{service}_database_url")
+    path = settings.home_dir / f"{service}.db" if url is None else Path(url.removeprefix(SQLITE_URL))
+    return SqliteDatabase(path, package=f"parshall.{service}")

@@ -1,0 +1,73 @@
+"""The program `parshall`: its commands put together, starting the server, and naming the version."""
+
+from typing import Annotated
+
+import typer
+
+from parshall import __version__
+from parshall.cli import chat, config, credits, models, services, users
+from parshall.cli.terminal import Commands, Usage, group
+
+LATER = "comes with a later release; run without it."
+
+app = group("Metered AI streams: login, chat, Server-Sent Events and prepaid credits.", cls=Commands)
+app.add_typer(users.app, name="users")
+app.add_typer(credits.app, name="credits")
+app.add_typer(services.app, name="services")
+app.add_typer(services.keys, name="keys")
+app.add_typer(models.app, name="models")
+app.command(name="chat")(chat.chat)
+app.command(name="config")(config.config)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Metered AI streams: login, chat, Server-Sent Events and prepaid credits that never drift.
+
+    Start with `parshall up`, then `parshall chat`. Settings are environment variables; `parshall config` lists them.
+    """
+    if version:
+        typer.echo(f"parshall {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def up(
+    split: Annotated[bool, typer.Option("--split", help="Each service as a process of its own.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that serve chat.")] = 1,
+    demo: Annotated[bool, typer.Option("--demo", help="Make users and credits to try it out with.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: PARSHALL_HOST).")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one (default: PARSHALL_PORT).")
+    ] = None,
+) -> None:
+    """Serve everything on one port until Ctrl-C.
+
+    Example: parshall up --demo --port 8080
+    """
+    if split:
+        raise Usage(f"--split {LATER}")
+    if workers > 1:
+        raise Usage(f"--workers {workers} {LATER}")
+    from parshall.app import config as configuration  # the server's imports are heavy: only who serves pays for them
+    from parshall.app import server
+
+    raise typer.Exit(server.run(configuration.load(host=host, port=port), demo=demo))
+
+
+@app.command()
+def version() -> None:
+    """Print the version.
+
+    Example: parshall version
+    """
+    typer.echo(f"parshall {__version__}")
+
+
+def main() -> None:
+    """Run the command that the arguments name; exit codes: 0 done, 1 refused (a sentence says why), 2 wrong usage."""
+    app(prog_name="parshall")

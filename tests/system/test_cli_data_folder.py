@@ -1,0 +1,128 @@
+"""Laws of the administration commands, each run as a person runs it: as a program, on a data folder of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PASSWORD = "correct horse battery"
+
+
+# The commands run in one other process: starting it anew for each would cost most of the time, and running them here
+# would leave this process's logs pointed at a stream of theirs.
+HOST = """
+import json, sys
+from typer.testing import CliRunner
+from parshall.cli.main import app
+for line in sys.stdin:
+    asked = json.loads(line)
+    result = CliRunner().invoke(app, asked["arguments"], input=asked["stdin"], env=asked["env"])
+    answer = {"exit_code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+class Commands:
+    """Runs commands on one data folder."""
+
+    def __init__(self, process: subprocess.Popen[str], home: Path) -> None:
+        self.process = process
+        self.home = home
+
+    def run(self, *arguments: str, stdin: str = "") -> Result:
+        assert self.process.stdin
+        assert self.process.stdout
+        env = {"PARSHALL_HOME_DIR": str(self.home)}
+        self.process.stdin.write(json.dumps({"arguments": arguments, "stdin": stdin, "env": env}) + "\n")
+        self.process.stdin.flush()
+        return Result(**json.loads(self.process.stdout.readline()))
+
+    def done(self, *arguments: str, stdin: str = "") -> str:
+        result = self.run(*arguments, stdin=stdin)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    def listed(self, *arguments: str) -> Any:
+        return json.loads(self.done(*arguments, "--json"))
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PARSHALL_")}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOST],
+        env=kept,
+        cwd=tmp_path_factory.mktemp("elsewhere"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        yield running
+        assert running.stdin
+        running.stdin.close()
+
+
+@pytest.fixture
+def commands(process: subprocess.Popen[str], tmp_path: Path) -> Commands:
+    return Commands(process, tmp_path / "home")
+
+
+def test_users_are_added_promoted_and_removed(commands: Commands) -> None:
+    commands.done("users", "add", "ann", "--email", "ann@example.org", "--password-stdin", stdin=PASSWORD)
+    commands.done("users", "role", "ANN@example.org", "supervisor")
+    assert [(user["username"], user["role"]) for user in commands.listed("users", "list")] == [("ann", "supervisor")]
+    again = commands.run("users", "add", "Ann", "--email", "b@example.org", "--password-stdin", stdin=PASSWORD)
+    assert (again.exit_code, len(again.stderr.splitlines())) == (1, 1)
+    assert "taken" in again.stderr
+    commands.done("users", "remove", "ann", "--yes")
+    assert commands.listed("users", "list") == []
+
+
+def test_granted_credits_show_in_balance_and_statement(commands: Commands) -> None:
+    commands.done("users", "add", "ann", "--email", "ann@example.org", "--password-stdin", stdin=PASSWORD)
+    commands.done("credits", "grant", "ann", "12.000001", "--days", "7", "--note", "welcome")
+    balance = commands.listed("credits", "balance", "ann@example.org")
+    assert (balance["totalCredits"], balance["availableCredits"], balance["reservedCredits"]) == (
+        12.000001,
+        12.000001,
+        0,
+    )
+    assert [(grant["credits"], grant["notes"]) for grant in balance["grants"]] == [(12.000001, "welcome")]
+    (entry,) = commands.listed("credits", "statement", "ann")
+    assert (entry["kind"], entry["credits"], entry["availableAfter"]) == ("grant", 12.000001, 12.000001)
+    nobody = commands.run("credits", "grant", "nobody", "1")
+    assert (nobody.exit_code, len(nobody.stderr.splitlines())) == (1, 1)
+
+
+def test_a_service_secret_is_printed_once_and_alone(commands: Commands) -> None:
+    secret = commands.done("services", "add", "chat", "--scope", "accounting:settle").removesuffix("\n")
+    assert len(secret) >= 32
+    assert secret.split() == [secret]
+    assert [(one["name"], one["scopes"]) for one in commands.listed("services", "list")] == [
+        ("chat", ["accounting:settle"])
+    ]
+    assert secret not in commands.done("services", "list")
+    commands.done("keys", "rotate")
+    commands.done("services", "revoke", "chat")
+    assert commands.run("services", "revoke", "chat").exit_code == 1
+
+
+def test_a_data_folder_that_cannot_be_used_is_one_sentence(commands: Commands) -> None:
+    commands.home.write_text("a file where the folder should be")
+    result = commands.run("users", "list")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "PARSHALL_HOME_DIR" in result.stderr
