@@ -45,7 +45,8 @@ class Script:
     """Reports an error inside the stream after so many chunks."""
     status: int = 200
     flags: frozenset[str] = field(default=frozenset())
-    """nousage, badusage, nodone, nofinish, split (one byte a write), crlf, nasty (hard text), think, json, redirect."""
+    """nousage, badusage, nodone, nofinish, split (one byte a write), crlf, nasty (hard text), think, json,
+    redirect, newlimit (wants max_completion_tokens), hang (after the end), late (the end of the body)."""
 
     @staticmethod
     def of(model_id: str, last_message: str) -> "Script":
@@ -66,7 +67,7 @@ class Script:
                 numbers[match[1]] = int(match[2])
             else:
                 flags.add(word)
-        return Script(**numbers, flags=frozenset(flags))  # type: ignore[arg-type]
+        return Script(**numbers, flags=frozenset(flags))
 
     def chunks(self, limit: int) -> list[str]:
         """The texts of the answer, cut at `limit` tokens."""

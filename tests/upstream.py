@@ -68,7 +68,7 @@ class Upstream:
 
     async def _models(self, _request: web.Request) -> web.Response:
         self.models_asked += 1
-        listed = [{"id": "fake"}, {"id": "fake-n3", "max_model_len": 2048}, {"id": ""}, {"id": 7}]
+        listed: list[dict[str, Any]] = [{"id": "fake"}, {"id": "fake-n3", "max_model_len": 2048}, {"id": ""}, {"id": 7}]
         return web.json_response({"object": "list", "data": [{"object": "model", **entry} for entry in listed]})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
@@ -98,6 +98,7 @@ class Upstream:
         await asyncio.sleep(script.ttft / 1000)
         await response.prepare(request)
         if await self._play(request, response, asked, script):
+            await asyncio.sleep(0.005 if "late" in script.flags else 0)
             await response.write_eof()
         return response
 

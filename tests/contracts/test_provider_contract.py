@@ -468,8 +468,8 @@ async def test_thinking_aloud_is_told_from_the_answer(openai: OpenAIProvider) ->
 
 
 async def test_a_connection_is_used_again_after_a_whole_answer(openai: OpenAIProvider, upstream: Upstream) -> None:
-    for _ in range(3):
-        await collect(openai, ask("fake", "hello"))
+    for words in ("hello", "fake-late", "hello"):
+        await collect(openai, ask("fake", words))
     assert len(upstream.connections) == 1
 
 
@@ -505,7 +505,7 @@ async def test_a_server_that_cannot_list_offers_what_is_configured() -> None:
     await provider.close()
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x/v1", "http://", "localhost:8000", "http://x/v1?a=b"])
+@pytest.mark.parametrize("url", ["", "ftp://x/v1", "http://", "localhost:8000", "http://x/v1?a=b", "http://u:p@x/v1"])
 async def test_a_base_url_that_cannot_work_stops_the_start(url: str) -> None:
     with pytest.raises(StartupError, match="OPENAI_BASE_URL"):
         OpenAIProvider(base_url=url, api_key=None, models=("m",))

@@ -126,7 +126,7 @@ async def _until_gone(receive: Receive, reader: Reader) -> None:
     reader.interrupt()
 
 
-@streams_router.post("/chat/sessions/{session_id}/stream", response_class=StreamResponse)
+@streams_router.post("/chat/sessions/{session_id}/stream", response_class=StreamResponse, status_code=200)
 async def stream_answer(
     request: Request, asked: Annotated[Asked, Depends(ask_stream)], chat: ChatService, after: Offset
 ) -> Response:
@@ -134,7 +134,7 @@ async def stream_answer(
     return StreamResponse(request, asked.stream_id, await chat.streaming.attach(asked.stream_id, after=after))
 
 
-@streams_router.get("/chat/streams/{stream_id}", response_class=StreamResponse)
+@streams_router.get("/chat/streams/{stream_id}", response_class=StreamResponse, status_code=200)
 async def resume_stream(request: Request, stream_id: str, user: User, chat: ChatService, after: Offset) -> Response:
     """Read a stream from an offset, live or ended; with `Accept: application/json`, its state and receipt."""
     stream = await chat.streaming.find(parse_stream_id(stream_id), caller=user)

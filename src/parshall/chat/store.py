@@ -1,4 +1,4 @@
-"""Chat's tables and the statements on them. Nothing here commits."""
+"""Chat's tables and the statements on them; nothing here commits."""
 
 import json
 from collections.abc import Sequence

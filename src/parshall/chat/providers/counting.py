@@ -3,8 +3,6 @@
 from functools import cache
 from typing import Any
 
-import bpe_openai
-
 from parshall.chat.ports import Prompt
 
 MESSAGE_TOKENS = 4
@@ -18,6 +16,8 @@ COUNTED_CHARS_MAX = 65_536
 @cache
 def _encoding() -> Any:
     """The encoding of OpenAI's present models; shipped with the package, read once (0.2 s)."""
+    import bpe_openai  # costs 0.8 s, which commands that never count need not pay
+
     return bpe_openai.get_encoding("o200k_base")
 
 

@@ -19,8 +19,9 @@ ANY_MODEL = "*"
 CONNECT_SECONDS = 10.0
 TRAILER_SECONDS = 5.0
 """How long usage and `[DONE]` may follow after the model has ended; then the answer counts as complete."""
-DRAIN_SECONDS = 0.1
-"""How long to wait, after the answer, for the end of the body that lets the connection be used again."""
+DRAIN_SECONDS = 0.025
+"""How long to wait, after the answer, for the end of the body that lets the connection be used again; it delays the
+end of an answer from a server that sends none, hence so short."""
 KEEPALIVE_SECONDS = 4.0
 """Below the five seconds of uvicorn-based servers: a request must not meet a connection that is just closing."""
 MODELS_SECONDS = 60.0
@@ -311,15 +312,15 @@ def _checked_url(base_url: str) -> yarl.URL:
         url = yarl.URL(base_url.rstrip("/"))
     except ValueError as error:
         raise StartupError("OPENAI_BASE_URL is not a URL; give one such as http://127.0.0.1:11434/v1.") from error
-    if url.scheme not in ("http", "https") or not url.host or url.query_string or url.fragment:
+    if url.scheme not in ("http", "https") or not url.host or url.query_string or url.fragment or url.user:
         raise StartupError(
-            "OPENAI_BASE_URL must be an http(s) URL without query; for example http://127.0.0.1:11434/v1."
+            "OPENAI_BASE_URL must be an http(s) URL without query or password; for example http://127.0.0.1:11434/v1."
         )
     return url
 
 
 def _checked_key(api_key: str | None) -> str | None:
     key = (api_key or "").strip()
-    if not (key.isascii() and (key.isprintable())) or " " in key:
+    if not (key.isascii() and key.isprintable()) or " " in key:
         raise StartupError("OPENAI_API_KEY must be a single line of ASCII without spaces; correct it.")
     return key or None

@@ -59,10 +59,13 @@ class EventReader:
         """The payloads that `chunk` completes. Raises ProviderFailure on an event over EVENT_BYTES_MAX."""
         payloads: list[bytes] = []
         if b"\n" in chunk:
-            *lines, rest = (bytes(self._rest) + chunk).split(b"\n")
+            if self._rest:
+                chunk = bytes(self._rest) + chunk
+                self._rest.clear()
+            *lines, rest = chunk.split(b"\n")
             for line in lines:
                 self._take(line, payloads)
-            self._rest = bytearray(rest)
+            self._rest += rest
         else:
             self._rest += chunk
         if len(self._rest) + self._data_bytes > EVENT_BYTES_MAX:

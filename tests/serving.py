@@ -1,0 +1,227 @@
+"""Real processes for system tests: `parshall up` on a free port, and a scripted upstream beside it."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from parshall.kernel.sse import Event, EventParser
+
+ROOT = Path(__file__).parent.parent
+PARSHALL = Path(sys.executable).with_name("parshall")
+ADMIN_PASSWORD = "admin-password"
+START_SECONDS_MAX = 60
+
+
+@dataclass(kw_only=True)
+class Server:
+    """One `parshall up`. The same folder again is the next start."""
+
+    home: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+    port: int = 0
+    process: subprocess.Popen[str] | None = None
+    url: str = ""
+    output: list[str] = field(default_factory=list)
+    callers: "list[Caller]" = field(default_factory=list)
+
+    def environment(self) -> dict[str, str]:
+        """The variables of the process: none of PARSHALL_* of whoever runs the tests."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith("PARSHALL_")}
+        return own | {
+            "PARSHALL_HOME_DIR": str(self.home),
+            "PARSHALL_PORT": str(self.port),
+            "PARSHALL_ADMIN_PASSWORD": ADMIN_PASSWORD,
+            **{f"PARSHALL_{name}": value for name, value in self.settings.items()},
+        }
+
+    def start(self) -> "Server":
+        """Start and wait until it answers; the port stays the same over restarts."""
+        command = [str(PARSHALL), "up", *self.arguments]
+        self.process = subprocess.Popen(
+            command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        listening = threading.Event()
+        threading.Thread(target=self._read, args=(self.process, listening), daemon=True).start()
+        if not listening.wait(START_SECONDS_MAX):
+            self.kill()
+            raise AssertionError("did not start: " + "".join(self.output))
+        self.port = int(self.url.rpartition(":")[2])
+        return self
+
+    def _read(self, process: subprocess.Popen[str], listening: threading.Event) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.output.append(line)
+            if found := re.search(r"listens on (http://\S+)", line):
+                self.url = found[1]
+                listening.set()
+        process.stdout.close()
+
+    def kill(self) -> None:
+        """kill -9, without a word."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, float]:
+        """Ask it to stop; its exit code and how many seconds it took."""
+        assert self.process is not None
+        began = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(30), time.monotonic() - began
+
+    def user(self, name: str = "admin", password: str = ADMIN_PASSWORD) -> "Caller":
+        """A logged-in caller."""
+        caller = Caller(self.url)
+        self.callers.append(caller)
+        caller.login(name, password)
+        return caller
+
+    def customer(self, name: str, *, credits: float = 100) -> "Caller":
+        """A new user with credits, logged in."""
+        admin = self.user()
+        body = {"username": name, "email": f"{name}@example.org", "password": f"{name}-password"}
+        admin.post("/api/admin/users", body, expect=201)
+        if credits:
+            admin.post("/api/credits/allocate", {"userId": name, "credits": credits}, expect=201)
+        admin.close()
+        return self.user(name, f"{name}-password")
+
+
+class Caller:
+    """An HTTP client that says what it expects."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.token = ""
+        self.http = httpx2.Client(base_url=url, timeout=60)
+
+    def login(self, name: str, password: str) -> None:
+        self.token = ""
+        answer = self.post("/api/auth/login", {"username": name, "password": password})
+        self.token = answer["accessToken"]
+
+    def headers(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        own = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        return own | dict(more or {})
+
+    def request(
+        self, method: str, path: str, body: Any = None, *, expect: int = 200, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        answer = self.http.request(method, path, json=body, headers=self.headers(headers))
+        assert answer.status_code == expect, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else None
+
+    def get(self, path: str, *, expect: int = 200, headers: Mapping[str, str] | None = None) -> Any:
+        return self.request("GET", path, expect=expect, headers=headers)
+
+    def post(self, path: str, body: Any = None, *, expect: int = 200, headers: Mapping[str, str] | None = None) -> Any:
+        return self.request("POST", path, body, expect=expect, headers=headers)
+
+    def session(self, **body: Any) -> str:
+        made: str = self.post("/api/chat/sessions", body, expect=201)["sessionId"]
+        return made
+
+    @contextlib.contextmanager
+    def streaming(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[httpx2.Response, Iterator[Event]]]:
+        """An open stream: the response and its events as they come."""
+        with self.http.stream(method, path, json=body, headers=self.headers(headers)) as response:
+            if response.status_code != 200:
+                response.read()
+            assert response.status_code == 200, response.text
+            parser = EventParser()
+            yield response, (event for chunk in response.iter_raw() for event in parser.feed(chunk))
+
+    def ask(self, session: str, message: str, **more: Any) -> list[Event]:
+        """All events of an answer."""
+        path, headers = f"/api/chat/sessions/{session}/stream", more.pop("headers", None)
+        with self.streaming("POST", path, {"message": message, **more}, headers) as (_, events):
+            return list(events)
+
+    def resume(self, stream_id: str, after: int = 0) -> list[Event]:
+        """All events after an offset."""
+        headers = {"Last-Event-ID": str(after)}
+        with self.streaming("GET", f"/api/chat/streams/{stream_id}", None, headers) as (_, events):
+            return list(events)
+
+    def state(self, stream_id: str) -> Any:
+        return self.get(f"/api/chat/streams/{stream_id}", headers={"Accept": "application/json"})
+
+    def ended(self, stream_id: str, seconds: float = 30) -> Any:
+        """The state of a stream once it has ended and settled."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            state = self.state(stream_id)
+            if state["receipt"] and state["receipt"]["settlement"] == "settled":
+                return state
+            time.sleep(0.02)
+        raise AssertionError(f"{stream_id} did not end: {state}")
+
+    def balance(self) -> Any:
+        return self.get("/api/credits/balance")
+
+    def close(self) -> None:
+        self.http.close()
+
+
+@contextlib.contextmanager
+def serving(home: Path, *arguments: str, **settings: str) -> Iterator[Server]:
+    """A running server; killed at the end if it still runs."""
+    server = Server(home=home, settings=settings, arguments=arguments)
+    server.start()
+    try:
+        yield server
+    finally:
+        for caller in server.callers:
+            caller.close()
+        if server.process is not None and server.process.poll() is None:
+            server.kill()
+
+
+@contextlib.contextmanager
+def upstream() -> Iterator[str]:
+    """The base URL of a scripted OpenAI-compatible server in a process of its own."""
+    command = [sys.executable, str(ROOT / "tests" / "upstream.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found, "the upstream names its address first"
+        yield found[0]
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+
+
+def text_of(events: list[Event]) -> str:
+    """The answer that the chunks spell."""
+    return "".join(event.json()["text"] for event in events if event.event == "chunk")
+
+
+def tokens_of(events: list[Event]) -> int:
+    """The output tokens that the chunks show."""
+    return sum(event.json()["tokens"] for event in events if event.event in ("chunk", "reasoning"))
+
+
+def stream_id_of(events: list[Event]) -> str:
+    """The id that the first event carries."""
+    assert events[0].event == "session"
+    found: str = json.loads(events[0].data)["streamingSessionId"]
+    return found

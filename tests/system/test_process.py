@@ -1,0 +1,322 @@
+"""The life of the serving process: starts that fail, ends in mid-stream, and what the next start makes of them."""
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tests.ledgers import check_ledger
+from tests.scripted import Script
+from tests.serving import PARSHALL, Caller, Server, serving, text_of, tokens_of, upstream
+
+from parshall.kernel.credits import MICRO
+
+LONG = "fake-n400-ms10"
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[str]:
+    with upstream() as url:
+        yield url
+
+
+def settings(scripted: str, **more: str) -> dict[str, str]:
+    return {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": scripted, "OPENAI_MODELS": "fake,*"} | more
+
+
+def begin(caller: Caller, session: str, stream_id: str, message: str) -> "Reading":
+    return Reading(caller, session, stream_id, message)
+
+
+class Reading:
+    """A stream that is read in a thread until it ends, cleanly or not."""
+
+    def __init__(self, caller: Caller, session: str, stream_id: str, message: str) -> None:
+        self.stream_id = stream_id
+        self.raw = b""
+        self._socket = socket.create_connection(("127.0.0.1", int(caller.url.rpartition(":")[2])), timeout=30)
+        content = json.dumps({"message": message}).encode()
+        head = (
+            f"POST /api/chat/sessions/{session}/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {caller.token}\r\n"
+            f"Content-Type: application/json\r\nX-Streaming-Session-Id: {stream_id}\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n"
+        )
+        self._socket.sendall(head.encode() + content)
+        self._pool = ThreadPoolExecutor(1)
+        self._done = self._pool.submit(self._read)
+
+    def _read(self) -> bytes:
+        try:
+            while not self.raw.endswith(b"0\r\n\r\n") and (chunk := self._socket.recv(65536)):
+                self.raw += chunk
+        except OSError:
+            pass
+        finally:
+            self._socket.close()
+        return self.raw
+
+    def has_chunks(self, count: int) -> None:
+        deadline = time.monotonic() + 20
+        while self.raw.count(b"event: chunk") < count:
+            assert time.monotonic() < deadline, self.raw
+            time.sleep(0.01)
+
+    def whole(self) -> bytes:
+        try:
+            return self._done.result(30)
+        finally:
+            self._pool.shutdown()
+
+
+# ── kill -9 ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_after_kill_9_the_next_start_adopts_settles_from_the_log_and_keeps_the_text(
+    scripted: str, tmp_path: Path
+) -> None:
+    with serving(tmp_path, **settings(scripted)) as server:
+        caller = server.customer("alice")
+        session, stream_id = caller.session(), "stream-1620847252-00000000000000a1"
+        reading = begin(caller, session, stream_id, LONG)
+        reading.has_chunks(10)
+        server.kill()
+        seen = reading.whole()
+        server.start()
+        caller = server.user("alice", "alice-password")
+        state = caller.state(stream_id)
+        events = caller.resume(stream_id)
+        assert (state["outcome"], state["receipt"]["usageSource"]) == ("interrupted", "log")
+        assert state["receipt"]["settlement"] == "settled"
+        assert (events[-1].event, events[-1].json()["retryable"]) == ("error", True)
+        assert state["receipt"]["outputTokens"] == tokens_of(events) > 0
+        for event in events[:-1]:
+            if f"id: {event.id}\n".encode() in seen:
+                assert event.data.encode() in seen
+        assert seen.count(b"event: chunk") <= len(events) - 3, "S1: nothing was shown that the log does not hold"
+        messages = caller.get(f"/api/chat/sessions/{session}/messages")["messages"]
+        assert messages[1]["content"] == text_of(events) != ""
+        assert caller.balance()["reservedCredits"] == 0
+        caller.close()
+        server.stop()
+    check_ledger(tmp_path / "accounting.db")
+
+
+def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing_stays_reserved(
+    scripted: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    seed = random.randrange(10**6)
+    record_property("seed", seed)
+    chance = random.Random(seed)
+    charged: dict[str, float] = {}
+    with serving(tmp_path, **settings(scripted)) as server:
+        server.customer("alice").close()
+        for round_number in range(4):
+            caller = server.user("alice", "alice-password")
+            sessions = [caller.session() for _ in range(6)]
+            ids = [f"stream-1620847252-{round_number:08x}{n:08x}" for n in range(6)]
+            readings = [
+                begin(caller, s, i, f"fake-n{chance.randrange(1, 60)}-ms{chance.randrange(1, 12)}")
+                for s, i in zip(sessions, ids, strict=True)
+            ]
+            time.sleep(chance.random() * 0.8)
+            server.kill()
+            whole = [reading.whole() for reading in readings]
+            server.start()
+            again = server.user("alice", "alice-password")
+            for stream_id, seen in zip(ids, whole, strict=True):
+                if b"event: session" in seen:
+                    state = again.ended(stream_id)
+                    charged[stream_id] = state["receipt"]["chargedCredits"]
+                    logged = again.resume(stream_id)
+                    assert [e.event for e in logged].count("done") + [e.event for e in logged].count("error") == 1
+                    assert seen.count(b"event: chunk") <= len(text_chunks(logged))
+                if b"event: done" in seen:
+                    assert state["outcome"] == "completed", "an acknowledged end stays as it was"
+            assert again.balance()["reservedCredits"] == 0
+            again.close()
+            caller.close()
+        server.stop()
+    check_ledger(tmp_path / "accounting.db")
+
+
+def text_chunks(events: list) -> list:  # type: ignore[type-arg]
+    return [event for event in events if event.event == "chunk"]
+
+
+# ── SIGTERM, SIGINT ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_in_mid_stream_ends_readers_cleanly_settles_and_exits_in_time(
+    scripted: str, tmp_path: Path, number: int
+) -> None:
+    with serving(tmp_path, **settings(scripted, DRAIN_SECONDS="0.5")) as server:
+        caller = server.customer("alice")
+        stream_id = "stream-1620847252-00000000000000b2"
+        reading = begin(caller, caller.session(), stream_id, LONG)
+        reading.has_chunks(5)
+        code, seconds = server.stop(number)
+        seen = reading.whole()
+        assert code == 0 and seconds < 5
+        assert seen.endswith(b"0\r\n\r\n"), "the chunked body must be finished"
+        assert b"retry: " in seen and seen.count(b"event: error") == 1
+        assert b'"code":"interrupted"' in seen and b'"settlement":"settled"' in seen
+        assert not [line for line in server.output if "Traceback" in line]
+        server.start()
+        caller = server.user("alice", "alice-password")
+        events = caller.resume(stream_id)
+        assert b"".join(event.data.encode() + b"\n\n" for event in events[-1:]) in seen
+        assert caller.balance()["reservedCredits"] == 0
+        caller.close()
+
+
+def test_a_short_answer_is_finished_before_the_process_goes(scripted: str, tmp_path: Path) -> None:
+    with serving(tmp_path, **settings(scripted, DRAIN_SECONDS="4")) as server:
+        caller = server.customer("alice")
+        reading = begin(caller, caller.session(), "stream-1620847252-00000000000000c3", "fake-n60-ms10")
+        reading.has_chunks(3)
+        code, _ = server.stop()
+        assert code == 0 and b"event: done" in reading.whole()
+        caller.close()
+
+
+def test_a_reader_that_never_reads_does_not_hold_up_the_exit(scripted: str, tmp_path: Path) -> None:
+    with serving(tmp_path, **settings(scripted, DRAIN_SECONDS="0.2", MAX_OUTPUT_TOKENS="100000")) as server:
+        caller = server.customer("alice", credits=10_000)
+        session = caller.session()
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(("127.0.0.1", server.port))
+        body = json.dumps({"message": "fake-n20000-b400"}).encode()
+        connection.sendall(
+            f"POST /api/chat/sessions/{session}/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {caller.token}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        time.sleep(1)
+        assert server.user().get("/health")["status"] == "ok"
+        code, seconds = server.stop()
+        assert code == 0 and seconds < 5
+        connection.close()
+        caller.close()
+
+
+# ── Starts that fail ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def failing(server: Server, *words: str) -> str:
+    """Start, expect exit code 1 and one sentence with these words; the sentence."""
+    answer = subprocess.run(
+        [str(PARSHALL), "up"], env=server.environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    said = answer.stderr.strip()
+    assert answer.returncode == 1, answer
+    assert "Traceback" not in said and len(said.splitlines()) <= 3
+    for word in words:
+        assert word in said.replace("\n", " "), said
+    return said
+
+
+def test_a_busy_port_is_one_sentence(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        failing(Server(home=tmp_path, port=port), str(port), "PARSHALL_PORT")
+
+
+def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    failing(Server(home=file / "home"), "PARSHALL_HOME_DIR")
+
+
+def test_a_second_server_on_one_folder_is_one_sentence(scripted: str, tmp_path: Path) -> None:
+    with serving(tmp_path, **settings(scripted)):
+        failing(Server(home=tmp_path, settings=settings(scripted)), "already")
+
+
+def test_a_corrupt_configuration_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "parshall.toml"
+    file.write_text("port = = 1")
+    failing(Server(home=tmp_path, settings={"CONFIG": str(file)}), "TOML")
+    file.write_text('lease_seconds = "many"')
+    failing(Server(home=tmp_path, settings={"CONFIG": str(file)}), "PARSHALL_")
+    failing(Server(home=tmp_path, settings={"PORT": "99999"}), "PARSHALL_PORT")
+
+
+def test_a_corrupt_database_is_one_sentence_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "accounting.db").write_bytes(b"this is no database" * 100)
+    failing(Server(home=tmp_path), "accounting.db")
+
+
+def test_no_model_at_all_is_one_sentence(tmp_path: Path) -> None:
+    failing(Server(home=tmp_path, settings={"EMBEDDED_MODEL": "off"}), "model")
+
+
+def test_the_generated_admin_password_is_printed_once_and_works(scripted: str, tmp_path: Path) -> None:
+    own = settings(scripted) | {"ADMIN_PASSWORD": ""}
+    with serving(tmp_path, **own) as server:
+        line = next(line for line in server.output if "password" in line or server_waits(server))
+        password = line.split("password ", 1)[1].split()[0]
+        server.user("admin", password).close()
+        server.stop()
+        server.output.clear()
+        server.start()
+        time.sleep(0.2)
+        assert not [line for line in server.output if "password" in line]
+
+
+def server_waits(server: Server) -> bool:
+    deadline = time.monotonic() + 5
+    while not any("password" in line for line in server.output) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return False
+
+
+def test_commands_work_beside_a_running_server(scripted: str, tmp_path: Path) -> None:
+    with serving(tmp_path, **settings(scripted)) as server:
+        environment = server.environment() | {"PARSHALL_PASSWORD": "bobs-password"}
+
+        def command(*words: str) -> str:
+            answer = subprocess.run(
+                [str(PARSHALL), *words], env=environment, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert answer.returncode == 0, answer.stderr
+            return answer.stdout
+
+        command("users", "add", "bob", "--email", "bob@example.org")
+        command("credits", "grant", "bob", "12.5")
+        caller = server.user("bob", "bobs-password")
+        assert caller.balance()["availableCredits"] == 12.5
+        events = caller.ask(caller.session(), "fake-n3")
+        assert text_of(events) == Script(n=3).text()
+        shown = json.loads(command("credits", "balance", "bob", "--json"))
+        left = round(12.5 * MICRO - events[-1].json()["receipt"]["chargedCredits"] * MICRO)
+        assert str(left / MICRO) in json.dumps(shown)
+        caller.close()
+
+
+def test_the_page_at_the_root_links_what_runs_here(scripted: str, tmp_path: Path) -> None:
+    with serving(tmp_path, **settings(scripted)) as server:
+        caller = Caller(server.url)
+        page = caller.http.get("/")
+        assert page.status_code == 200 and "text/html" in page.headers["content-type"]
+        for link in ("/docs", "/health", "/openapi.json"):
+            assert f'href="{link}"' in page.text
+            assert caller.http.get(link).status_code == 200
+        caller.close()
+
+
+def test_python_runs_the_command_as_a_module() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "parshall", "version"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode == 0 and "0.1.0" in answer.stdout
