@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.ledgers import check_ledger
 from tests.scripted import Script
-from tests.serving import PARSHALL, Caller, Server, serving, text_of, tokens_of, upstream
+from tests.serving import ADMIN_PASSWORD, PARSHALL, Caller, Server, serving, text_of, tokens_of, upstream
 
 from parshall.kernel.credits import MICRO
 
@@ -281,6 +281,22 @@ def server_waits(server: Server) -> bool:
     return False
 
 
+def test_a_variable_that_is_no_option_is_named_at_the_start(scripted: str, tmp_path: Path) -> None:
+    with serving(tmp_path, **settings(scripted, PROT="9000")) as server:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and not any("PARSHALL_PROT" in line for line in server.output):
+            time.sleep(0.05)
+        assert any("PARSHALL_PROT" in line for line in server.output)
+
+
+def test_the_life_of_an_access_token_is_the_configured_one(scripted: str, tmp_path: Path) -> None:
+    with serving(tmp_path, **settings(scripted, ACCESS_TOKEN_SECONDS="77")) as server:
+        caller = Caller(server.url)
+        answer = caller.post("/api/auth/login", {"username": "admin", "password": ADMIN_PASSWORD})
+        assert answer["expiresIn"] == 77
+        caller.close()
+
+
 def test_commands_work_beside_a_running_server(scripted: str, tmp_path: Path) -> None:
     with serving(tmp_path, **settings(scripted)) as server:
         environment = server.environment() | {"PARSHALL_PASSWORD": "bobs-password"}
@@ -312,6 +328,7 @@ def test_the_page_at_the_root_links_what_runs_here(scripted: str, tmp_path: Path
         for link in ("/docs", "/health", "/openapi.json"):
             assert f'href="{link}"' in page.text
             assert caller.http.get(link).status_code == 200
+        assert "//cdn" not in caller.http.get("/docs").text, "the documentation must work without a network"
         caller.close()
 
 

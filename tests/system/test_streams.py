@@ -250,6 +250,14 @@ def test_a_message_is_answered_whole_without_streaming(caller: Caller, session: 
     assert answer["receipt"] == caller.state(answer["streamingSessionId"])["receipt"]
 
 
+def test_waiting_for_a_whole_answer_counts_as_reading(caller: Caller, session: str) -> None:
+    """The grace of this server is 0.3 s: an answer that takes longer must not be abandoned under its caller."""
+    body = {"message": "fake-n60-ms20", "onDisconnect": "stop"}
+    answer = caller.post(f"/api/chat/sessions/{session}/messages", body)
+    assert (answer["receipt"]["outcome"], answer["response"]) == ("completed", Script(n=60).text())
+    assert answer["receipt"]["deliveredTokens"] > 0
+
+
 def test_a_failing_provider_is_one_error_event_or_one_503(caller: Caller, session: str) -> None:
     events = caller.ask(session, "fake-n9-die3")
     assert [event.event for event in events].count("error") == 1 and events[-1].event == "error"
@@ -362,7 +370,8 @@ def test_deleting_a_session_settles_its_stream_first(caller: Caller, session: st
 # ── Many at once ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_hundred_streams_at_once_are_each_whole_and_charged_once(caller: Caller) -> None:
+def test_a_hundred_streams_at_once_are_each_whole_and_charged_once(server: Server) -> None:
+    caller = server.customer(next(NAMES), credits=1000)
     sessions = [caller.session() for _ in range(100)]
     before = caller.balance()["availableCredits"]
     barrier = threading.Barrier(100)

@@ -10,6 +10,7 @@ from tests.scripted import NASTY, Script
 from tests.turns import ALICE, LIMITS, USER, Rig, rig, text_of, tokens_of
 
 from parshall.chat.model import StreamActive
+from parshall.chat.ports import LogUnavailable
 from parshall.kernel.credits import MICRO, Credits
 from parshall.kernel.errors import Conflict, InsufficientCredits, KeyReused, NotFound, Unavailable
 from parshall.kernel.ids import SessionId, StreamId
@@ -411,6 +412,26 @@ async def test_unpaid_tokens_are_never_logged(faulty: tuple[Rig, Faulty], monkey
     assert tokens_of(events) == LIMITS.slice_tokens
 
 
+async def test_what_the_log_could_not_keep_is_neither_charged_nor_stored(
+    turns: Rig, session: SessionId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, appends = turns.log.append, 0
+
+    async def append(lease: Any, frames: Any, *, first_offset: int) -> None:
+        nonlocal appends
+        appends += 1
+        if appends == 6:
+            raise LogUnavailable("the disk is full")
+        await kept(lease, frames, first_offset=first_offset)
+
+    monkeypatch.setattr(turns.log, "append", append)
+    events = await turns.read(await turns.ask(session, "fake-n20-ms1"))
+    receipt = events[-1].json()["receipt"]
+    assert events[-1].json()["code"] == "log_unavailable"
+    assert receipt["outputTokens"] == tokens_of(events) == 4
+    assert (await turns.chat.get(session, user_id=USER)).messages[1].content == text_of(events)
+
+
 # ── Restart ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -436,6 +457,54 @@ async def test_a_stream_whose_process_died_is_adopted_and_settled_from_the_log(t
         price = await turns.accounting.calculate("fake", Usage(input_tokens=2, output_tokens=tokens_of(events)))
         assert await balance(turns) == (10 * MICRO - price, 0)
         assert await turns.streaming.sweep() == 0
+
+
+@pytest.mark.parametrize("reserved", [False, True])
+async def test_a_turn_that_died_before_its_first_event_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserved: bool
+) -> None:
+    """The process ends between keeping the record and the first event: nobody knows the id, nothing may remain."""
+    async with rig(tmp_path) as turns:
+        await turns.grant(10)
+        session = await turns.session()
+
+        async def die(stream: Any, prompt: Any, _choice: Any) -> None:
+            if reserved:
+                await turns.streaming._reserve(stream, prompt)
+
+        monkeypatch.setattr(turns.streaming, "_begin", die)
+        await turns.ask(session, "fake-n5", proposed=ID)
+        assert (await balance(turns))[1] == 0 or reserved
+    async with rig(tmp_path) as turns:
+        assert await turns.streaming.sweep() == 0, "too young: it may be opening elsewhere"
+        assert await turns.streaming.recover() == 1
+        assert await balance(turns) == (10 * MICRO, 0)
+        assert (await turns.chat.get(session, user_id=USER)).messages == []
+        assert (await turns.read(await turns.ask(session, "fake-n5")))[-1].event == "done"
+        assert await turns.streaming.sweep() == 0
+
+
+async def test_the_sweeper_leaves_streams_that_are_opening_or_running_alone(turns: Rig) -> None:
+    await turns.grant(1000)
+    sweeping = True
+
+    async def sweep() -> int:
+        moved = 0
+        while sweeping:
+            moved += await turns.streaming.sweep()
+            await asyncio.sleep(0)
+        return moved
+
+    async def use() -> str:
+        events = await turns.read(await turns.ask(await turns.session(), "fake-n5-ms1"))
+        outcome: str = events[-1].json()["receipt"]["outcome"]
+        return outcome
+
+    sweeper = asyncio.create_task(sweep())
+    for _ in range(5):
+        assert set(await asyncio.gather(*(use() for _ in range(20)))) == {"completed"}
+    sweeping = False
+    assert await sweeper == 0
 
 
 async def test_shutting_down_ends_and_settles_running_streams(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi_swagger import patch_fastapi
 from starlette.types import ASGIApp
 
 from parshall import __version__
@@ -71,7 +72,7 @@ async def system(settings: Settings) -> AsyncIterator[System]:
             limits=_limits(settings),
         )
         stack.push_async_callback(streaming.close, drain_seconds=0)
-        await streaming.sweep()
+        await streaming.recover()
         yield System(
             parts=parts,
             chat=Chat(database, streaming=streaming, catalog=catalog, clock=clock.now),
@@ -89,7 +90,11 @@ def application(built: System) -> ASGIApp:
         version=__version__,
         summary="Metered AI streams: login, chat, Server-Sent Events and prepaid credits that never drift.",
         openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
+    patch_fastapi(app, redirect_from_root_to_docs=False)  # /docs from files of ours: it must work offline
     app.state.auth = built.parts.auth
     app.state.accounting = built.parts.accounting
     app.state.chat = built.chat

@@ -14,6 +14,7 @@ from parshall.kernel.errors import StartupError
 
 PREFIX = "PARSHALL_"
 FILE_VARIABLE = "PARSHALL_CONFIG"
+PASSWORD_VARIABLE = "PARSHALL_PASSWORD"  # noqa: S105 - the name that commands read a password from
 FILE_NAME = "parshall.toml"
 SQLITE_URL = "sqlite:///"
 
@@ -30,11 +31,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    home_dir: Path = Field(default_factory=default_home, description="Data folder: databases, keys and logs.")
+    home_dir: Path = Field(default_factory=default_home, description="Data folder: databases and the stream log.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port of `parshall up`; 0 takes a free one.")
     admin_password: SecretStr | None = Field(
         None, description="Password of the user admin, used on the very first start only; generated when absent."
+    )
+    database_url: str | None = Field(
+        None, description="One database for all services, as sqlite:///path; by default each has a file in HOME_DIR."
     )
     auth_database_url: str | None = Field(None, description="Database of auth, as sqlite:///path.")
     accounting_database_url: str | None = Field(None, description="Database of accounting, as sqlite:///path.")
@@ -43,7 +47,7 @@ class Settings(BaseSettings):
         (), description="Origins whose pages may call the API with credentials, comma-separated."
     )
     issuer: str = Field("parshall", description="Issuer named in access tokens.")
-    access_token_seconds: int = Field(900, ge=30, le=86_400, description="Life of an access token, in seconds.")
+    access_token_seconds: int = Field(900, ge=30, le=43_200, description="Life of an access token, in seconds.")
     openai_base_url: str | None = Field(
         None, description="Base URL of an OpenAI-compatible server, such as http://127.0.0.1:11434/v1."
     )
@@ -92,7 +96,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is not an origin such as https://chat.example.org")
         return value
 
-    @field_validator("auth_database_url", "accounting_database_url", "chat_database_url")
+    @field_validator("database_url", "auth_database_url", "accounting_database_url", "chat_database_url")
     @classmethod
     def _known_engine(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(SQLITE_URL):
@@ -141,6 +145,12 @@ def load(**overrides: object) -> Settings:
         raise StartupError(f"The configuration file {config_file()} is not valid TOML: {error}.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise StartupError(f"The configuration file {config_file()} cannot be read: {error}.") from error
+
+
+def unknown_variables() -> list[str]:
+    """Environment variables that look like options and are none: a typing error, or an option of another version."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {FILE_VARIABLE, PASSWORD_VARIABLE}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 
 
 def _option(location: tuple[int | str, ...]) -> str:

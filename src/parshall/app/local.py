@@ -31,7 +31,13 @@ async def local(settings: Settings) -> AsyncIterator[Parts]:
     """Auth and accounting on this machine's data folder. Raises StartupError."""
     prepare_home(settings.home_dir)
     async with AsyncExitStack() as stack:
-        auth = Auth(open_database(settings, "auth"), issuer=settings.issuer, clock=clock.now, hasher=PasswordHasher())
+        auth = Auth(
+            open_database(settings, "auth"),
+            issuer=settings.issuer,
+            clock=clock.now,
+            hasher=PasswordHasher(),
+            access_seconds=settings.access_token_seconds,
+        )
         stack.push_async_callback(auth.close)
         accounting = Accounting(
             open_database(settings, "accounting"),
@@ -60,6 +66,6 @@ def prepare_home(home: Path) -> None:
 
 def open_database(settings: Settings, service: str) -> SqliteDatabase:
     """The database of a service, brought forward. Raises StartupError."""
-    url: str | None = getattr(settings, f"{service}_database_url")
+    url: str | None = getattr(settings, f"{service}_database_url") or settings.database_url
     path = settings.home_dir / f"{service}.db" if url is None else Path(url.removeprefix(SQLITE_URL))
     return SqliteDatabase(path, package=f"parshall.{service}")

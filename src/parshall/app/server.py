@@ -10,7 +10,7 @@ from collections.abc import Generator
 import uvicorn
 import uvloop
 
-from parshall.app import compose
+from parshall.app import compose, config
 from parshall.app.config import Settings
 from parshall.app.local import Parts
 from parshall.app.sweeper import Sweeper
@@ -121,6 +121,7 @@ async def _prepare(parts: Parts, settings: Settings, bound: socket.socket, *, de
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     lines = [f"Parshall listens on http://{shown}:{port}"]
+    lines += [f"{name} is not an option of this version and has no effect" for name in config.unknown_variables()]
     given = settings.admin_password
     generated = await parts.auth.ensure_admin(given.get_secret_value() if given else None)
     if generated is not None:

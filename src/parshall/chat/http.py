@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
 from parshall.chat import wire
-from parshall.chat.http_streams import Asked, ChatService, SessionIdPath, ask_stream, streams_router
+from parshall.chat.http_streams import Asked, ChatService, SessionIdPath, ask_stream, read_to_end, streams_router
 from parshall.chat.model import PER_PAGE_MAX, receipt
 from parshall.chat.ports import ModelCard
 from parshall.kernel.headers import STREAM_ID_HEADER
@@ -78,7 +78,7 @@ async def send_message(
     request: Request, session_id: SessionIdPath, asked: Annotated[Asked, Depends(ask_stream)], chat: ChatService
 ) -> JSONResponse:
     """Ask and wait for the whole answer; metered like a stream, and resumable by its id if the connection breaks."""
-    await chat.streaming.producers.ended(asked.stream_id)
+    await read_to_end(request, await chat.streaming.attach(asked.stream_id, after=0))
     stream = await chat.streaming.find(asked.stream_id, caller=asked.caller)
     ended = await chat.streaming.stop(stream)
     assert ended.ending is not None

@@ -126,6 +126,20 @@ async def _until_gone(receive: Receive, reader: Reader) -> None:
     reader.interrupt()
 
 
+async def read_to_end(request: Request, reader: Reader) -> None:
+    """Read a stream to its end for a client that waits for the whole answer, or until that client goes."""
+    readers: set[Reader] = request.app.state.readers
+    readers.add(reader)
+    watch = asyncio.create_task(_until_gone(request.receive, reader))
+    try:
+        async for _ in reader:
+            pass
+    finally:
+        watch.cancel()
+        readers.discard(reader)
+        reader.leave()
+
+
 @streams_router.post("/chat/sessions/{session_id}/stream", response_class=StreamResponse, status_code=200)
 async def stream_answer(
     request: Request, asked: Annotated[Asked, Depends(ask_stream)], chat: ChatService, after: Offset

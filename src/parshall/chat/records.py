@@ -1,5 +1,8 @@
 """The transactions on a stream's record that its producer, or whoever adopts it, makes."""
 
+from collections.abc import AsyncIterator
+from functools import partial
+
 from sqlalchemy import Connection
 
 from parshall.chat import store
@@ -9,6 +12,8 @@ from parshall.kernel.clock import Clock
 from parshall.kernel.database import Database
 from parshall.kernel.ids import StreamId, new_id
 from parshall.kernel.metering import Settlement
+
+PAGE_STREAMS = 200
 
 
 class Records:
@@ -27,9 +32,13 @@ class Records:
         """The text that a stream has left in the history."""
         return await self._database.read(lambda c: store.answer_of(c, stream_id))
 
-    async def unfinished(self, *, limit: int) -> list[Stream]:
-        """Streams that still need something done."""
-        return list(await self._database.read(lambda c: store.unfinished_streams(c, limit=limit)))
+    async def unfinished(self) -> AsyncIterator[Stream]:
+        """Streams that still need something done, oldest first."""
+        after = (0, "")
+        while page := await self._database.read(partial(store.unfinished_streams, after=after, limit=PAGE_STREAMS)):
+            for stream in page:
+                yield stream
+            after = (page[-1].created_at, page[-1].id)
 
     async def forget(self, stream_id: StreamId) -> None:
         """Undo a turn that never began."""

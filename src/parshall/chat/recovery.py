@@ -1,19 +1,20 @@
 """Adoption: what a dead producer left undone is ended, settled from the log and closed; each step may be repeated."""
 
 import uuid
+from collections.abc import Container
 
 from parshall.chat.conclude import Concluder
 from parshall.chat.model import Ending, Outcome, Stream
-from parshall.chat.ports import EVENTS_PER_READ_MAX, Lease, StreamLog
+from parshall.chat.ports import EVENTS_PER_READ_MAX, Lease, Ledger, StreamLog
 from parshall.chat.producers import Producers
 from parshall.chat.records import Records
 from parshall.kernel import sse
 from parshall.kernel.clock import Clock
 from parshall.kernel.errors import ParshallError
+from parshall.kernel.ids import StreamId
 from parshall.kernel.metering import Usage, UsageSource
 from parshall.kernel.telemetry import log
 
-STREAMS_PER_SWEEP_MAX = 500
 TERMINAL = frozenset({"done", "error"})
 
 _logger = log("streams")
@@ -23,32 +24,51 @@ class Recovery:
     """Finishes streams that no running producer will."""
 
     def __init__(
-        self, *, producers: Producers, stream_log: StreamLog, records: Records, concluder: Concluder, clock: Clock
+        self,
+        *,
+        producers: Producers,
+        stream_log: StreamLog,
+        ledger: Ledger,
+        records: Records,
+        concluder: Concluder,
+        clock: Clock,
     ) -> None:
         """`producers` are those of this process; their streams are left alone."""
         self._producers = producers
         self._log = stream_log
+        self._ledger = ledger
         self._records = records
         self._concluder = concluder
         self._clock = clock
         self._owner = uuid.uuid4().hex
 
-    async def sweep(self, *, opening: frozenset[str] = frozenset()) -> int:
-        """One pass over everything unfinished; how many streams it moved on. One that fails does not stop the rest."""
+    async def sweep(self, *, opening: Container[StreamId], undo_before: int) -> int:
+        """One pass over everything unfinished; how many streams it moved on. One that fails does not stop the rest.
+
+        `opening` holds, at every moment, the streams that this process is about to produce. A turn without any event
+        is undone only if it is from before `undo_before` (microseconds).
+        """
         moved = 0
-        for stream in await self._records.unfinished(limit=STREAMS_PER_SWEEP_MAX):
-            if stream.id in self._producers or stream.id in opening:
+        async for found in self._records.unfinished():
+            # A stream goes from opening to producing without a gap: one that is in neither now was opened by a process
+            # that died, or has ended since it was found. Read again, its record tells which.
+            if found.id in self._producers or found.id in opening:
                 continue
+            stream = await self._records.find(found.id)
             try:
-                moved += await self._move_on(stream)
+                moved += stream is not None and await self._move_on(stream, undo_before)
             except ParshallError as error:
-                _logger.warning("stream_not_recovered", stream=stream.id, reason=error.detail)
+                _logger.warning("stream_not_recovered", stream=found.id, reason=error.detail)
         return moved
 
-    async def _move_on(self, stream: Stream) -> bool:
+    async def _move_on(self, stream: Stream, undo_before: int) -> bool:
         """Do for one stream what is still to be done; False when somebody else holds it or nothing could be done."""
+        if stream.closed_at is not None and stream.settlement is not None:
+            return False
         if stream.closed_at is not None:
             return (await self._concluder.settle(stream)).settlement is not None
+        if stream.ending is None and (await self._log.read(stream.id, after=0, limit=1)) == ([], True):
+            return stream.created_at < undo_before and await self._undo(stream)
         lease = await self._log.acquire(
             stream.id, owner=self._owner, at=self._clock(), until=self._producers.lease_until()
         )
@@ -59,6 +79,13 @@ class Recovery:
             await self._adopt(stream, lease, logged)
         else:
             await self._finish(stream, lease, logged)
+        return True
+
+    async def _undo(self, stream: Stream) -> bool:
+        """Forget a turn that died before its first event: no header went out, so nobody was told of it."""
+        await self._ledger.void(stream_id=stream.id)
+        await self._records.forget(stream.id)
+        _logger.warning("stream_undone", stream=stream.id)
         return True
 
     async def _note_closed(self, stream: Stream) -> bool:

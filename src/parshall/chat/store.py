@@ -20,8 +20,10 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal,
     or_,
     select,
+    tuple_,
     update,
 )
 
@@ -196,11 +198,15 @@ def close_stream(connection: Connection, stream_id: StreamId, *, at: int) -> Non
     connection.execute(update(streams).where(streams.c.id == stream_id).values(closed_at=at))
 
 
-def unfinished_streams(connection: Connection, *, limit: int) -> Sequence[Stream]:
-    """Streams with something left to do: not ended, not settled, or with a log that is not closed. Oldest first."""
+def unfinished_streams(connection: Connection, *, after: tuple[int, str], limit: int) -> Sequence[Stream]:
+    """Streams with something left to do: not ended, not settled, or with a log that is not closed.
+
+    Oldest first, behind the one that was created at `after[0]` with the id `after[1]`.
+    """
     left = or_(streams.c.closed_at.is_(None), streams.c.settlement.is_(None))
-    rows = connection.execute(select(streams).where(left).order_by(streams.c.created_at).limit(limit))
-    return [_stream(row) for row in rows]
+    later = tuple_(streams.c.created_at, streams.c.id) > tuple_(literal(after[0]), literal(after[1]))
+    query = select(streams).where(left, later).order_by(streams.c.created_at, streams.c.id).limit(limit)
+    return [_stream(row) for row in connection.execute(query)]
 
 
 def _dump(ending: Ending) -> str:

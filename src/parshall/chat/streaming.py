@@ -30,7 +30,7 @@ from parshall.chat.records import Records
 from parshall.chat.recovery import Recovery
 from parshall.chat.turn import Parts, Producer
 from parshall.kernel import sse
-from parshall.kernel.clock import Clock
+from parshall.kernel.clock import INSTANT_MAX, SECOND, Clock
 from parshall.kernel.credits import wire
 from parshall.kernel.database import Database
 from parshall.kernel.errors import InsufficientCredits, KeyReused, NotFound, ParshallError, Unavailable
@@ -42,6 +42,8 @@ from parshall.kernel.tokens import Principal, Role
 SILENCE_SECONDS = 15.0
 """After this long without an event a reader is sent a comment, so that no proxy cuts the connection."""
 RESERVE_SECONDS_MAX = 5.0
+OPENING_SECONDS_MAX = 30.0
+"""No opening takes longer from its record to its first event; one that seems to is dead."""
 
 _logger = log("streams")
 
@@ -93,7 +95,12 @@ class Streaming:
             grace_seconds=limits.grace_seconds,
         )
         self._recovery = Recovery(
-            producers=self.producers, stream_log=stream_log, records=self.records, concluder=concluder, clock=clock
+            producers=self.producers,
+            stream_log=stream_log,
+            ledger=ledger,
+            records=self.records,
+            concluder=concluder,
+            clock=clock,
         )
 
     @property
@@ -285,9 +292,15 @@ class Streaming:
 
     # ── Running ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    async def recover(self) -> int:
+        """Finish what an earlier process left behind, before this one opens anything; how many streams moved on."""
+        assert not self._opening
+        return await self._recovery.sweep(opening=self._opening, undo_before=INSTANT_MAX)
+
     async def sweep(self) -> int:
         """Adopt, settle and close whatever no producer will; how many streams moved on."""
-        return await self._recovery.sweep(opening=frozenset(self._opening))
+        undo_before = self._clock() - int(OPENING_SECONDS_MAX * SECOND)
+        return await self._recovery.sweep(opening=self._opening, undo_before=undo_before)
 
     async def trim(self, *, closed_before: int) -> int:
         """Forget the events of streams closed before that instant; how many."""

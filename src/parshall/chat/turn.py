@@ -208,23 +208,31 @@ class Producer:
         """Append what was gathered as events: neighbours of one kind become one event."""
         if not self._gathered:
             return
-        frames: list[bytes] = []
-        total = self._meter.used - sum(delta.tokens for delta in self._gathered)
-        for delta in _merged(self._gathered):
-            total += delta.tokens
-            frames.append(self._frame(delta, self._next_offset + len(frames), total))
-            self._totals.append(total)
+        events = _merged(self._gathered)
         self._gathered.clear()
-        first, self._next_offset = self._next_offset, self._next_offset + len(frames)
-        await self._parts.stream_log.append(self.lease, frames, first_offset=first)
+        total = self._meter.used - sum(event.tokens for event in events)
+        before = total
+        frames: list[bytes] = []
+        for event in events:
+            total += event.tokens
+            frames.append(_frame(event, self._next_offset + len(frames), total))
+        try:
+            await self._parts.stream_log.append(self.lease, frames, first_offset=self._next_offset)
+        except LogUnavailable:
+            self._meter.used = before  # what the log does not hold is neither charged nor kept (S4)
+            raise
+        self._keep(events, before)
 
-    def _frame(self, delta: TextDelta, offset: int, total: int) -> bytes:
-        if delta.reasoning:
-            self._reasoning_tokens += delta.tokens
-        else:
-            self._texts.append(delta.text)
-        name = "reasoning" if delta.reasoning else "chunk"
-        return sse.frame(offset, name, {"text": delta.text, "tokens": delta.tokens, "totalTokens": total})
+    def _keep(self, events: Sequence[TextDelta], total: int) -> None:
+        """Note what the log now holds."""
+        self._next_offset += len(events)
+        for event in events:
+            total += event.tokens
+            self._totals.append(total)
+            if event.reasoning:
+                self._reasoning_tokens += event.tokens
+            else:
+                self._texts.append(event.text)
 
     # ── Credits ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -311,6 +319,11 @@ class Producer:
     def _delivered_tokens(self) -> int:
         index = min(self._delivered_offset - OPENING_EVENTS, len(self._totals))
         return self._totals[index - 1] if index > 0 else 0
+
+
+def _frame(delta: TextDelta, offset: int, total: int) -> bytes:
+    name = "reasoning" if delta.reasoning else "chunk"
+    return sse.frame(offset, name, {"text": delta.text, "tokens": delta.tokens, "totalTokens": total})
 
 
 def _merged(deltas: Sequence[TextDelta]) -> list[TextDelta]:

@@ -57,7 +57,7 @@ class Screen:
 
     def answer(self) -> AnswerView:
         """A view for the next answer."""
-        return _Live(self._out, self) if self.is_live else _Plain(self._out, self)
+        return _Live(self._out) if self.is_live else _Plain(self._out, self)
 
     def note(self, line: str) -> None:
         """A line about the conversation."""
@@ -117,9 +117,8 @@ class _Plain:
 class _Live:
     """Finished lines scroll up for good; the line that still grows and the status below it are redrawn."""
 
-    def __init__(self, out: Console, screen: Screen) -> None:
+    def __init__(self, out: Console) -> None:
         self._out = out
-        self._screen = screen
         self._line = ""
         self._style = ""
         self._status = "waiting…"
@@ -158,12 +157,15 @@ class _Live:
         self.status(f"reconnecting… ({reason}, attempt {attempt})")
 
     def note(self, line: str) -> None:
-        self._finish_line()
-        self._screen.note(line)
+        self._above(line, "dim")
 
     def complain(self, line: str) -> None:
+        self._above(line, "red")
+
+    def _above(self, line: str, style: str) -> None:
+        """Print a line above what is redrawn; only the console that redraws knows where that is."""
         self._finish_line()
-        self._screen.complain(line)
+        self._out.print(Text(printable(line), style=style), soft_wrap=True)
 
     def _redraw(self) -> None:
         status = Text(printable(self._status), style="dim", no_wrap=True, overflow="ellipsis")

@@ -32,7 +32,7 @@ SLOT_TOKENS = 4096
 OUTPUT_TOKENS_MAX = 2048
 CHARS_PER_TOKEN_MAX = 64
 """Text beyond so many characters per token of context is refused without being tokenized."""
-SYSTEM_PROMPT = "You are a helpful AI assistant. Answer in English, briefly and correctly."
+SYSTEM_PROMPT = "You are a helpful assistant. Give short, correct answers."
 """Where the conversation brings none. The model's own prompt makes this quantization answer in broken French."""
 
 CARD = ModelCard(

@@ -1,0 +1,1 @@
+"""The accounting service: accounts, grants, reservations, transfers and prices."""
