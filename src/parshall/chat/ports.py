@@ -27,7 +27,7 @@ class Ledger(Protocol):
         """Reserve the prompt and a first slice of output, as much of it as the balance covers.
 
         Raises InsufficientCredits when not even one output token is covered, Unavailable when unreachable, KeyReused
-        for an id that was reserved with other arguments.
+        for an id that was reserved with other arguments, Conflict for one whose reservation has ended.
         """
         ...
 
