@@ -325,9 +325,10 @@ def test_the_page_at_the_root_links_what_runs_here(scripted: str, tmp_path: Path
         caller = Caller(server.url)
         page = caller.http.get("/")
         assert page.status_code == 200 and "text/html" in page.headers["content-type"]
-        for link in ("/docs", "/health", "/openapi.json"):
+        for link in ("/docs", "/health", "/openapi.json", "/documentation/PROTOCOL.md"):
             assert f'href="{link}"' in page.text
             assert caller.http.get(link).status_code == 200
+        assert caller.http.get("/documentation/..%2Fpyproject.toml").status_code == 404
         assert "//cdn" not in caller.http.get("/docs").text, "the documentation must work without a network"
         caller.close()
 

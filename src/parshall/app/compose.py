@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi_swagger import patch_fastapi
 from starlette.types import ASGIApp
 
@@ -18,7 +18,7 @@ from parshall.accounting.http import router as accounting_router
 from parshall.accounting.service import Accounting
 from parshall.app.config import Settings
 from parshall.app.local import Parts, local, open_database, prepare_home
-from parshall.app.page import home_page
+from parshall.app.page import guide, home_page
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
 from parshall.chat.catalog import Catalog
@@ -33,7 +33,7 @@ from parshall.chat.streams.local import LocalStreamLog
 from parshall.kernel import clock
 from parshall.kernel.credits import wire
 from parshall.kernel.database import Database
-from parshall.kernel.errors import StartupError
+from parshall.kernel.errors import NotFound, StartupError
 from parshall.kernel.http import Edge, install_errors
 from parshall.kernel.tokens import TokenVerifier
 
@@ -114,6 +114,13 @@ def _add_operations(app: FastAPI, built: System) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def home() -> str:
         return home_page(version=__version__)
+
+    @app.get("/documentation/{name}", response_class=PlainTextResponse, include_in_schema=False)
+    async def documentation(name: str) -> str:
+        text = guide(name)
+        if text is None:
+            raise NotFound("There is no such guide; the page at / lists them.")
+        return text
 
     @app.get("/health", tags=["operations"])
     @app.get("/api/health", tags=["operations"])

@@ -1,5 +1,9 @@
 """The plain page at `/`: what runs here and where to go."""
 
+from pathlib import Path
+
+_ORDER = ("RECORDING.md", "PROTOCOL.md", "CONFIGURATION.md", "OPERATIONS.md", "ARCHITECTURE.md")
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -20,8 +24,7 @@ Server-Sent Events, and charges exactly what was used.</p>
 <ul>
   <li><a href="/docs">API documentation</a>, and the <a href="/openapi.json">OpenAPI document</a> behind it</li>
   <li><a href="/health">Health</a> of this server</li>
-  <li>Guides are in the <code>docs/</code> folder of the source: start with <code>README.md</code>,
-      then <code>docs/PROTOCOL.md</code></li>
+  <li>Documentation: {guides}</li>
   <li>A chat in the terminal: <code>parshall chat</code></li>
 </ul>
 </html>
@@ -30,4 +33,24 @@ Server-Sent Events, and charges exactly what was used.</p>
 
 def home_page(*, version: str) -> str:
     """The page as HTML."""
-    return _PAGE.format(version=version)
+    guides = ", ".join(
+        f'<a href="/documentation/{name}">{name.removesuffix(".md").lower()}</a>' for name in guides_here()
+    )
+    return _PAGE.format(version=version, guides=guides)
+
+
+def guides_here() -> list[str]:
+    """File names of the guides that came with this installation, the first to read first."""
+    found = {path.name for path in _folder().glob("*.md")}
+    return [name for name in _ORDER if name in found] + sorted(found.difference(_ORDER))
+
+
+def guide(name: str) -> str | None:
+    """The text of a guide, None where there is none of that name."""
+    return (_folder() / name).read_text("utf-8") if name in guides_here() else None
+
+
+def _folder() -> Path:
+    """In a package the guides lie beside the code, in a checkout in docs/."""
+    packaged = Path(__file__).parent.parent / "docs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "docs"

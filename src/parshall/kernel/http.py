@@ -13,6 +13,7 @@ import structlog
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 from starlette.datastructures import Headers
@@ -88,8 +89,10 @@ async def current_principal(request: Request) -> Principal:
     `X-User-ID` is believed only from a service; a user may name nobody but themselves.
     """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        token = request.cookies.get("accessToken", "") if request.method in ("GET", "HEAD") else ""
+    if scheme.lower() != "bearer":
+        token = ""
+    if not token and request.method in ("GET", "HEAD"):  # a cookie comes along uncalled: it must not change anything
+        token = request.cookies.get("accessToken", "")
     if not token:
         raise Unauthenticated
     principal: Principal = await request.app.state.verifier.verify(token.strip())
@@ -100,7 +103,17 @@ async def current_principal(request: Request) -> Principal:
     return principal
 
 
-async def _user(principal: Annotated[Principal, Depends(current_principal)]) -> Principal:
+_documented = HTTPBearer(auto_error=False, description="The accessToken of POST /api/auth/login.")
+
+
+async def _caller(
+    request: Request, _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_documented)]
+) -> Principal:
+    """The caller, told to the OpenAPI document as well."""
+    return await current_principal(request)
+
+
+async def _user(principal: Annotated[Principal, Depends(_caller)]) -> Principal:
     if principal.is_service:
         raise Forbidden("This is for users; a service token cannot do it.")
     return principal
@@ -114,7 +127,7 @@ def _role(role: Role) -> Callable[[Principal], Awaitable[Principal]]:
     return check
 
 
-Caller = Annotated[Principal, Depends(current_principal)]
+Caller = Annotated[Principal, Depends(_caller)]
 """Any verified caller, service or user."""
 User = Annotated[Principal, Depends(_user)]
 Supervisor = Annotated[Principal, Depends(_role(Role.SUPERVISOR))]
