@@ -24,6 +24,7 @@ from parshall.auth.http import wellknown as wellknown_router
 from parshall.chat.catalog import Catalog
 from parshall.chat.http import router as chat_router
 from parshall.chat.ports import Provider
+from parshall.chat.providers import counting
 from parshall.chat.providers.embedded import MODEL_ID, EmbeddedProvider
 from parshall.chat.providers.openai import OpenAIProvider
 from parshall.chat.reader import Reader
@@ -185,6 +186,7 @@ async def _providers(settings: Settings) -> list[Provider]:
     """The configured server first: who sets one up wants it asked by default."""
     providers: list[Provider] = []
     if settings.openai_base_url:
+        await asyncio.to_thread(counting.prepare)
         key = settings.openai_api_key
         providers.append(
             OpenAIProvider(

@@ -21,6 +21,11 @@ def _encoding() -> Any:
     return bpe_openai.get_encoding("o200k_base")
 
 
+def prepare() -> None:
+    """Read the encoding now. It takes a second or two, so do it in a thread, before the first prompt needs it."""
+    _encoding()
+
+
 def count_text(text: str) -> int:
     """Tokens of `text` in o200k_base; control tokens written out in it count as the text that they are."""
     encode = _encoding().encode_ordinary
