@@ -28,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 export PIP_USER = 0
 
-.PHONY: help up test check soak lock clean environment
+.PHONY: help up test check soak bench lock clean environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -50,6 +50,9 @@ check: environment ## lint, formatting, types, layers and the rules of CONTRIBUT
 
 soak: environment ## run the long simulations
 	@$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+
+bench: environment ## measure; about a quarter of an hour, on Linux
+	@$(BIN)/python bench/streams.py && $(BIN)/python bench/ledger.py
 
 lock: ## lock the dependencies of pyproject.toml; to take newer ones: make lock ARGS=--upgrade
 	@$(call make_venv,.venv-lock); .venv-lock/bin/python -m pip install --quiet uv
