@@ -17,6 +17,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    bindparam,
     delete,
     func,
     insert,
@@ -78,18 +79,49 @@ streams = Table(
 )
 
 
+# Built once: putting a statement together costs several times its execution.
+_ADD_SESSION = insert(chat_sessions)
+_SESSION = select(chat_sessions).where(
+    chat_sessions.c.id == bindparam("session"), chat_sessions.c.user_id == bindparam("user")
+)
+_ADD_MESSAGE = insert(messages)
+# A question and its answer may share an instant on a coarse clock; the role then keeps them in order.
+_MESSAGES = (
+    select(*(column for column in messages.c if column.name != "session_id"))
+    .where(messages.c.session_id == bindparam("session"))
+    .order_by(messages.c.created_at, messages.c.role.desc(), messages.c.id)
+)
+_ADD_STREAM = insert(streams)
+_STREAM = select(streams).where(streams.c.id == bindparam("stream"))
+_OPEN = select(streams.c.id).where(streams.c.session_id == bindparam("session"), streams.c.ended_at.is_(None))
+_END = (
+    update(streams)
+    .where(
+        streams.c.id == bindparam("stream"),
+        streams.c.ended_at.is_(None),
+        streams.c.epoch == bindparam("producer_epoch"),
+    )
+    .values(ended_at=bindparam("at"), ending=bindparam("end"))
+)
+_SETTLE = (
+    update(streams)
+    .where(streams.c.id == bindparam("stream"), streams.c.settlement.is_(None))
+    .values(settlement=bindparam("answered"))
+)
+_CLOSE = update(streams).where(streams.c.id == bindparam("stream")).values(closed_at=bindparam("at"))
+
+
 # ── Chat sessions ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def add_session(connection: Connection, session: ChatSession) -> None:
     """Keep a new chat session."""
-    connection.execute(insert(chat_sessions).values(asdict(session)))
+    connection.execute(_ADD_SESSION, asdict(session))
 
 
 def find_session(connection: Connection, session_id: SessionId, *, user_id: UserId) -> ChatSession | None:
     """The user's chat session of that id; None for somebody else's."""
-    query = select(chat_sessions).where(chat_sessions.c.id == session_id, chat_sessions.c.user_id == user_id)
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_SESSION, {"session": session_id, "user": user_id}).one_or_none()
     return None if row is None else ChatSession(**row._asdict())
 
 
@@ -123,15 +155,12 @@ def remove_session(connection: Connection, session_id: SessionId) -> None:
 
 def add_message(connection: Connection, session_id: SessionId, message: Message) -> None:
     """Append a message to a chat session."""
-    connection.execute(insert(messages).values(session_id=session_id, **asdict(message)))
+    connection.execute(_ADD_MESSAGE, {"session_id": session_id, **asdict(message)})
 
 
 def list_messages(connection: Connection, session_id: SessionId) -> list[Message]:
     """The messages of a chat session, oldest first."""
-    columns = [column for column in messages.c if column.name != "session_id"]
-    # A question and its answer may share an instant on a coarse clock; the role then keeps them in order.
-    order = (messages.c.created_at, messages.c.role.desc(), messages.c.id)
-    rows = connection.execute(select(*columns).where(messages.c.session_id == session_id).order_by(*order))
+    rows = connection.execute(_MESSAGES, {"session": session_id})
     return [Message(**row._asdict()) for row in rows]
 
 
@@ -147,7 +176,7 @@ def answer_of(connection: Connection, stream_id: StreamId) -> str:
 def add_stream(connection: Connection, stream: Stream) -> None:
     """Keep a new stream. The table refuses a second open stream in one chat session (IntegrityError)."""
     values = {column.name: getattr(stream, column.name) for column in streams.c if hasattr(stream, column.name)}
-    connection.execute(insert(streams).values({**values, "ending": None, "settlement": None}))
+    connection.execute(_ADD_STREAM, {**values, "ending": None, "settlement": None})
 
 
 def forget_stream(connection: Connection, stream_id: StreamId) -> None:
@@ -158,14 +187,13 @@ def forget_stream(connection: Connection, stream_id: StreamId) -> None:
 
 def find_stream(connection: Connection, stream_id: StreamId) -> Stream | None:
     """The stream of that id."""
-    row = connection.execute(select(streams).where(streams.c.id == stream_id)).one_or_none()
+    row = connection.execute(_STREAM, {"stream": stream_id}).one_or_none()
     return None if row is None else _stream(row)
 
 
 def open_stream(connection: Connection, session_id: SessionId) -> StreamId | None:
     """The stream that still runs in a chat session."""
-    query = select(streams.c.id).where(streams.c.session_id == session_id, streams.c.ended_at.is_(None))
-    return connection.execute(query).scalar_one_or_none()
+    return connection.execute(_OPEN, {"session": session_id}).scalar_one_or_none()
 
 
 def session_streams(connection: Connection, session_id: SessionId) -> list[Stream]:
@@ -182,20 +210,18 @@ def claim_stream(connection: Connection, stream_id: StreamId, *, epoch: int) -> 
 
 def end_stream(connection: Connection, stream_id: StreamId, ending: Ending, *, epoch: int) -> bool:
     """Record how a stream ended; False if it already has, or another producer holds it (S5)."""
-    statement = update(streams).where(streams.c.id == stream_id, streams.c.ended_at.is_(None), streams.c.epoch == epoch)
-    values = {"ended_at": ending.ended_at, "ending": _dump(ending)}
-    return connection.execute(statement.values(values)).rowcount == 1
+    values = {"stream": stream_id, "producer_epoch": epoch, "at": ending.ended_at, "end": _dump(ending)}
+    return connection.execute(_END, values).rowcount == 1
 
 
 def settle_stream(connection: Connection, stream_id: StreamId, settlement: Settlement) -> None:
     """Record what accounting answered."""
-    statement = update(streams).where(streams.c.id == stream_id, streams.c.settlement.is_(None))
-    connection.execute(statement.values(settlement=json.dumps(settlement.stored())))
+    connection.execute(_SETTLE, {"stream": stream_id, "answered": json.dumps(settlement.stored())})
 
 
 def close_stream(connection: Connection, stream_id: StreamId, *, at: int) -> None:
     """Record that the log of a stream is closed."""
-    connection.execute(update(streams).where(streams.c.id == stream_id).values(closed_at=at))
+    connection.execute(_CLOSE, {"stream": stream_id, "at": at})
 
 
 def unfinished_streams(connection: Connection, *, after: tuple[int, str], limit: int) -> Sequence[Stream]:
