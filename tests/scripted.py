@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from parshall.chat.ports import (
@@ -135,7 +135,7 @@ class ScriptedProvider:
         """One token a word, one a message."""
         return sum(1 + len(message.content.split()) for message in prompt.messages)
 
-    async def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[Delta]]:
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[Sequence[Delta], None]:
         """The script that the prompt names."""
         if self.closed:
             raise ProviderFailure("closed")

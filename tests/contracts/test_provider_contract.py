@@ -192,7 +192,7 @@ async def test_closing_early_stops_the_generation(subject: Subject) -> None:
     await anext(answer)
     assert not subject.is_idle()
     began = time.monotonic()
-    await answer.aclose()  # type: ignore[attr-defined]
+    await answer.aclose()
     assert time.monotonic() - began < STOP_SECONDS_MAX
     await until(subject.is_idle)
     with pytest.raises(StopAsyncIteration):
@@ -213,7 +213,7 @@ async def test_stopped_answers_leave_room_for_the_next(subject: Subject) -> None
     for _ in range(4):
         answer = subject.provider.stream(ask(subject.model_id, subject.long_prompt, limit=500))
         await anext(answer)
-        await answer.aclose()  # type: ignore[attr-defined]
+        await answer.aclose()
     async with asyncio.timeout(10):
         assert text_of(await collect(subject.provider, ask(subject.model_id, "Hello!", limit=5)))
 
@@ -425,7 +425,7 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
 async def test_hanging_up_reaches_the_server(openai: OpenAIProvider, upstream: Upstream) -> None:
     answer = openai.stream(ask("fake", "fake-n1000-ms5", limit=1000))
     await anext(answer)
-    await answer.aclose()  # type: ignore[attr-defined]
+    await answer.aclose()
     asked = upstream.requests[0]
     await until(lambda: asked.over.is_set())
     assert asked.hung_up

@@ -1,6 +1,6 @@
 """What a turn needs of the outside: a ledger, a provider and a stream log, each as narrow as its use."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -145,7 +145,7 @@ class Provider(Protocol):
         """Input tokens of the prompt: exact, or an upper bound that errs little. Raises PromptTooLong."""
         ...
 
-    def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[Delta]]:
+    def stream(self, prompt: Prompt) -> AsyncGenerator[Sequence[Delta], None]:
         """The answer as it comes, all deltas of one read together. Raises ProviderFailure.
 
         An async generator: closing it stops the provider promptly, and nothing is generated afterwards.

@@ -137,7 +137,7 @@ class Producer:
 
     async def _generate(self) -> Outcome:
         try:
-            async with aclosing(self._provider.stream(self._prompt)) as deltas:  # type: ignore[type-var]
+            async with aclosing(self._provider.stream(self._prompt)) as deltas:
                 return await self._follow(deltas)
         except ProviderFailure as failure:
             if self._stopped is not None:

@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from parshall.app.config import PASSWORD_VARIABLE
 from parshall.client.errors import ClientError
 from parshall.kernel.errors import ParshallError, StartupError
 
 if TYPE_CHECKING:
     from parshall.app.local import Parts
 
-PASSWORD_VARIABLE = "PARSHALL_PASSWORD"  # noqa: S105 - the variable's name
 
 PIPE_WIDTH = 1000
 

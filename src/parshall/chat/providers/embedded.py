@@ -5,7 +5,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -82,7 +82,7 @@ class EmbeddedProvider:
         """Input tokens, exactly. Raises PromptTooLong where no room is left for an answer."""
         return len(await self._tokens(prompt))
 
-    async def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[Delta]]:
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[Sequence[Delta], None]:
         """The answer, waiting for a free slot first. Raises ProviderFailure, PromptTooLong.
 
         Closing it stops the model at its next step, within a token or BATCH_TOKENS of the prompt, and waits for that.

@@ -45,7 +45,7 @@ def weights() -> Path:
             return path
     raise StartupError(
         "The weights of the embedded model are not installed: run `parshall models install`, "
-        "or set PARSHALL_OPENAI_BASE_URL, or set PARSHALL_EMBEDDED_MODEL=off."
+        "or use a server of your own (PARSHALL_EMBEDDED_MODEL=off and PARSHALL_OPENAI_BASE_URL)."
     )
 
 

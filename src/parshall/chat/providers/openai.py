@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, TypeGuard
 
 import aiohttp
@@ -88,7 +88,7 @@ class OpenAIProvider:
         """Input tokens by o200k_base and a little over; the server's own count replaces it in the end."""
         return count_prompt(prompt)
 
-    async def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[Delta]]:
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[Sequence[Delta], None]:
         """The answer, all deltas of one read together. Raises ProviderFailure. Closing it closes the connection."""
         deadline = asyncio.get_running_loop().time() + self._first_token_seconds
         response = await self._ask(prompt, deadline)
