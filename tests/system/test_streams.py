@@ -258,6 +258,17 @@ def test_waiting_for_a_whole_answer_counts_as_reading(caller: Caller, session: s
     assert answer["receipt"]["deliveredTokens"] > 0
 
 
+def test_who_waits_for_a_whole_answer_may_leave_too(server: Server, caller: Caller, session: str) -> None:
+    stream_id = "stream-1620847252-0000000000000b08"
+    with connect(server) as connection:
+        path, body = f"/api/chat/sessions/{session}/messages", {"message": "fake-n60-ms20"}
+        connection.sendall(raw_request(server, caller, path, body, f"X-Streaming-Session-Id: {stream_id}"))
+        time.sleep(0.4)
+    state = caller.ended(stream_id)
+    assert (state["outcome"], state["receipt"]["outputTokens"]) == ("completed", 60)
+    assert text_of(caller.resume(stream_id)) == Script(n=60).text()
+
+
 def test_a_failing_provider_is_one_error_event_or_one_503(caller: Caller, session: str) -> None:
     events = caller.ask(session, "fake-n9-die3")
     assert [event.event for event in events].count("error") == 1 and events[-1].event == "error"

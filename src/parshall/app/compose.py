@@ -2,8 +2,8 @@
 
 import asyncio
 import fcntl
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ async def system(settings: Settings) -> AsyncIterator[System]:
     """All three services, adopted streams included; on leaving, every stream ends in order. Raises StartupError."""
     prepare_home(settings.home_dir)
     async with AsyncExitStack() as stack:
-        stack.enter_context(_only_one(settings.home_dir))
+        stack.enter_context(_only_server_of(settings.home_dir))
         parts = await stack.enter_async_context(local(settings))
         database = open_database(settings, "chat")
         stack.push_async_callback(database.close)
@@ -208,21 +208,17 @@ def _fallback(settings: Settings) -> str | None:
     return settings.fallback_model or None
 
 
-class _only_one:  # noqa: N801 - reads as what it is: `with _only_one(folder)`
-    """Holds a data folder for one serving process: the local stream log has one producer process by design."""
+@contextmanager
+def _only_server_of(home: Path) -> Iterator[None]:
+    """Hold a data folder for one serving process: the local stream log has one producing process by design.
 
-    def __init__(self, home: Path) -> None:
-        self._file = (home / "serving.lock").open("a")
-        self._home = home
-
-    def __enter__(self) -> None:
+    The lock goes with the process, however it ends. Raises StartupError while another holds it.
+    """
+    with (home / "serving.lock").open("a") as file:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._file.close()
             raise StartupError(
-                f"Another Parshall already serves the data folder {self._home}; stop it or set PARSHALL_HOME_DIR."
+                f"Another Parshall already serves the data folder {home}; stop it or set PARSHALL_HOME_DIR."
             ) from error
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        yield
