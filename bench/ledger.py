@@ -66,7 +66,7 @@ async def _parshall(folder: Path, seconds: float, accounts: int, at_once: int) -
     began = time.perf_counter()
     done = sum(await asyncio.gather(*(_streams(accounting, ids, began + seconds) for _ in range(at_once))))
     rate = done / (time.perf_counter() - began)
-    cost = await accounting.calculate("flow", USAGE)
+    cost = await accounting.prices.calculate("flow", USAGE)
     balances = [await accounting.balance(account) for account in ids]
     assert all(balance.reserved == 0 for balance in balances)
     assert sum(balance.available for balance in balances) == START * accounts - done * cost

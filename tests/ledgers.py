@@ -1,5 +1,10 @@
-"""The books of a ledger, checked from nothing: its transfers must rebuild all that is kept (M1, M2, M5, M6)."""
+"""The books of a ledger, checked from nothing: its transfers must rebuild all that is kept (M1, M2, M5, M6, M7)."""
 
+# What a transfer does is written out here once more, apart from the code under test: a law that both had wrong in the
+# same line would hold for both.
+
+import hashlib
+import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,54 +12,114 @@ from typing import Any
 
 from sqlalchemy import Connection, create_engine, text
 
+FLOWS = {
+    "grant": ("issued", "available"),
+    "reserve": ("available", "reserved"),
+    "charge": ("reserved", "revenue"),
+    "deduct": ("available", "revenue"),
+    "release": ("reserved", "available"),
+    "expire": ("available", "expired"),
+    "revoke": ("available", "issued"),
+    "uncollected": ("uncollected", "revenue"),
+}
+
 
 @dataclass
 class Books:
     """Everything that the database holds about balances, once as kept and once as transfers rebuild it."""
 
-    accounts: dict[str, tuple[int, int]]
+    accounts: dict[str, Any]
     grants: dict[str, int]
-    held: dict[str, int]
+    reservations: dict[str, Any]
     transfers: list[Any]
 
 
 def read_books(connection: Connection) -> Books:
-    rows = connection.execute(text("SELECT * FROM transfers ORDER BY id")).all()
-    held = connection.execute(
-        text("SELECT account_id, SUM(reserved) FROM reservations WHERE state = 'active' GROUP BY account_id")
-    )
+    def rows(query: str) -> list[Any]:
+        return list(connection.execute(text(query)).all())
+
     return Books(
-        accounts={r.id: (r.available, r.reserved) for r in connection.execute(text("SELECT * FROM accounts"))},
-        grants={r.id: r.remaining for r in connection.execute(text("SELECT * FROM grants"))},
-        held={r[0]: r[1] for r in held},
-        transfers=list(rows),
+        accounts={r.id: r for r in rows("SELECT * FROM accounts")},
+        grants={r.id: r.remaining for r in rows("SELECT * FROM grants")},
+        reservations={r.id: r for r in rows("SELECT * FROM reservations")},
+        transfers=rows("SELECT * FROM transfers ORDER BY account_id, number"),
     )
 
 
 def check_books(books: Books) -> None:
-    """M1, M2, M5 and M6 from transfers alone."""
+    """M1, M2, M5, M6 and M7 from transfers alone, and the chain of each account."""
     flows: dict[str, defaultdict[str, int]] = {name: defaultdict(int) for name in books.accounts}
     grants: dict[str, int] = dict.fromkeys(books.grants, 0)
+    chains: dict[str, tuple[int, str]] = {}
     for row in books.transfers:
+        debit, credit = FLOWS[row.kind]
+        assert row.amount > 0
         account = flows[row.account_id]
-        account[row.debit] -= row.amount
-        account[row.credit] += row.amount
-        for book, change in ((row.debit, -row.amount), (row.credit, row.amount)):
+        account[debit] -= row.amount
+        account[credit] += row.amount
+        for book, change in ((debit, -row.amount), (credit, row.amount)):
             if book == "available":
                 grants[row.grant_id] += change
                 assert grants[row.grant_id] >= 0, "M2: a grant was overdrawn"
         assert account["available"] >= 0, "M2: an account was overdrawn"
         assert account["reserved"] >= 0, "M2: more was released or charged than reserved"
         assert row.available_after == account["available"], "the running balance is the balance"
-    for name, (available, reserved) in books.accounts.items():
+        chains[row.account_id] = linked(chains.get(row.account_id, (0, "")), row)
+    for name, kept in books.accounts.items():
         account = flows[name]
-        assert (account["available"], account["reserved"]) == (available, reserved), "M5"
+        assert (account["available"], account["reserved"]) == (kept.available, kept.reserved), "M5"
         granted = -account["issued"]
         charged = account["revenue"] + account["uncollected"]
-        assert granted == available + reserved + charged + account["expired"], "M1"
-        assert reserved == books.held.get(name, 0), "what is reserved is what active reservations hold"
+        assert granted == kept.available + kept.reserved + charged + account["expired"], "M1"
         assert sum(account.values()) == 0
+        assert (kept.number, kept.head) == chains.get(name, (0, "")), "M5: the chain ends where the account says"
     assert grants == books.grants, "M5, M6: every grant's remaining is what its transfers say"
+    check_reservations(books)
+
+
+def linked(before: tuple[int, str], row: Any) -> tuple[int, str]:
+    number, head = before
+    assert row.number == number + 1, "M5: no transfer is missing"
+    entry = (
+        *(row.account_id, row.number, row.kind, row.amount, row.grant_id),
+        *(row.reservation_id, row.at, row.available_after, row.note),
+    )
+    written = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
+    expected = hashlib.sha256((head + written).encode()).hexdigest()
+    assert row.hash == expected, "M5: a transfer is what it was"
+    return row.number, row.hash
+
+
+def check_reservations(books: Books) -> None:
+    """M3, M6, M7: what a stream took of each grant is held, or was charged and given back, and nothing else."""
+    taken: defaultdict[tuple[str, str], int] = defaultdict(int)
+    held: defaultdict[tuple[str, str], int] = defaultdict(int)
+    charged: defaultdict[str, int] = defaultdict(int)
+    for row in books.transfers:
+        key = (row.reservation_id, row.grant_id)
+        if row.kind == "reserve":
+            taken[key] += row.amount
+            held[key] += row.amount
+        elif row.kind in ("charge", "release"):
+            held[key] -= row.amount
+            assert held[key] >= 0, "M6: a grant gets back no more than it gave"
+            charged[row.reservation_id] += row.amount if row.kind == "charge" else 0
+    reserved: defaultdict[str, int] = defaultdict(int)
+    for (stream, _grant), amount in taken.items():
+        reserved[stream] += amount
+    holds: defaultdict[str, int] = defaultdict(int)
+    for (stream, _grant), amount in held.items():
+        holds[stream] += amount
+    by_account: defaultdict[str, int] = defaultdict(int)
+    for stream, kept in books.reservations.items():
+        active = kept.state == "active"
+        assert reserved[stream] == kept.reserved, "M7: all that a reservation says it held was reserved"
+        assert holds[stream] == (kept.reserved if active else 0), "M3: an ended reservation holds nothing"
+        assert charged[stream] == (kept.charged or 0) <= kept.reserved, "M7"
+        by_account[kept.account_id] += holds[stream]
+    assert set(reserved) <= set(books.reservations)
+    for name, kept in books.accounts.items():
+        assert kept.reserved == by_account[name], "what is reserved is what active reservations hold"
 
 
 def check_ledger(path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.postgres import Engine
 from tests.scripted import ScriptedProvider
 
 from parshall.accounting.service import Accounting
@@ -20,7 +21,6 @@ from parshall.kernel import clock, sse
 from parshall.kernel.credits import MICRO, Credits
 from parshall.kernel.errors import NotFound
 from parshall.kernel.ids import SessionId, StreamId, UserId
-from parshall.kernel.sqlite import SqliteDatabase
 from parshall.kernel.tokens import Principal, Role
 
 USER = UserId("u" * 32)
@@ -87,16 +87,18 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(folder: Path, *, ledger: Ledger | None = None, limits: Limits = LIMITS) -> AsyncIterator[Rig]:
-    """Everything on the folder; the same folder again is the next start of the process."""
+async def rig(
+    folder: Path, engine: Engine, *, ledger: Ledger | None = None, limits: Limits = LIMITS
+) -> AsyncIterator[Rig]:
+    """Everything on the folder and the engine; the same ones again are the next start of the process."""
     accounting = Accounting(
-        SqliteDatabase(folder / "accounting.db", package="parshall.accounting"),
+        engine.open("parshall.accounting"),
         directory=People(),
         clock=clock.now,
         reservation_seconds=60,
     )
     await accounting.start()
-    database = SqliteDatabase(folder / "chat.db", package="parshall.chat")
+    database = engine.open("parshall.chat")
     provider = ScriptedProvider()
     log = LocalStreamLog(folder / "streams.db", clock=clock.now)
     catalog = Catalog([provider], fallback=None)

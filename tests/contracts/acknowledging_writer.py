@@ -5,18 +5,16 @@ import itertools
 import os
 import signal
 import sys
-from pathlib import Path
 
 from tests.contracts.tally_service import put
-
-from parshall.kernel.sqlite import SqliteDatabase
+from tests.postgres import open_url
 
 WRITERS = 20
 
 
-async def acknowledge(path: Path, package: str, acknowledgements_max: int) -> None:
+async def acknowledge(url: str, package: str, acknowledgements_max: int) -> None:
     """Write until killed, or kill itself (-9) right after so many. Several writers, so that commits are shared."""
-    database = SqliteDatabase(path, package=package)
+    database = open_url(url, package)
     numbers, acknowledged = itertools.count(), itertools.count(1)
 
     async def writer() -> None:
@@ -30,4 +28,4 @@ async def acknowledge(path: Path, package: str, acknowledgements_max: int) -> No
 
 
 if __name__ == "__main__":
-    asyncio.run(acknowledge(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    asyncio.run(acknowledge(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -1,9 +1,14 @@
 """A service of one table that stands in for any: its migrations, written as a package where a test wants it."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
-from sqlalchemy import BigInteger, Column, Connection, MetaData, String, Table, insert
+from sqlalchemy import BigInteger, Column, Connection, MetaData, String, Table, insert, select, update
+
+T = TypeVar("T")
+WAIT_SECONDS = 30
 
 tallies = Table("tallies", MetaData(), Column("name", String, primary_key=True), Column("count", BigInteger))
 
@@ -53,3 +58,17 @@ def put(name: str) -> Callable[[Connection], str]:
         return name
 
     return work
+
+
+def count_of(name: str) -> Callable[[Connection], int | None]:
+    return lambda c: c.execute(select(tallies.c.count).where(tallies.c.name == name)).scalar()
+
+
+def add(name: str, amount: int = 1) -> Callable[[Connection], int]:
+    statement = update(tallies).where(tallies.c.name == name).values(count=tallies.c.count + amount)
+    return lambda c: c.execute(statement.returning(tallies.c.count)).scalar_one()
+
+
+async def within(awaitable: Awaitable[T]) -> T:
+    """A caller that is never answered fails here instead of hanging the run."""
+    return await asyncio.wait_for(awaitable, WAIT_SECONDS)

@@ -1,45 +1,37 @@
 """The laws of the port kernel.database.Database, run on every implementation of it."""
 
 import asyncio
-import sqlite3
-import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import DatabaseError, IntegrityError
-from tests.contracts.tally_service import BROKEN, FIRST, SECOND, put, tallies, write_package
+from tests.contracts.tally_service import WAIT_SECONDS, add, count_of, put, tallies, within
 
-from parshall.kernel.database import Database, T
+from parshall.kernel.clock import MINUTE, now
+from parshall.kernel.database import Database
 from parshall.kernel.errors import StartupError, Unavailable
+from parshall.kernel.postgres import PostgresDatabase
 from parshall.kernel.sqlite import READERS_MAX, SqliteDatabase
 
-WAIT_SECONDS = 30
 Open = Callable[..., Database]
 
 
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The service as it was, as it is, and with a migration that fails."""
-    root = tmp_path_factory.mktemp("packages")
-    sys.path.insert(0, str(root))
-    yield {
-        "older": write_package(root / "tally_older", FIRST),
-        "newer": write_package(root / "tally_newer", FIRST, SECOND),
-        "broken": write_package(root / "tally_broken", FIRST, BROKEN),
-    }
-    sys.path.remove(str(root))
-
-
-@pytest.fixture(params=["sqlite"])
-async def reopen(tmp_path: Path, packages: dict[str, str]) -> AsyncIterator[Open]:
+@pytest.fixture(params=["sqlite", "postgres"])
+async def reopen(request: pytest.FixtureRequest, tmp_path: Path, packages: dict[str, str]) -> AsyncIterator[Open]:
     """Opens the one database of this test (again), by default as the newer version."""
     opened: list[Database] = []
+    url = request.getfixturevalue("postgres_url") if request.param == "postgres" else None
 
-    def open_(version: str = "newer") -> Database:
-        opened.append(SqliteDatabase(tmp_path / "records?of 100%.db", package=packages[version]))
+    def open_(version: str = "newer", **options: Any) -> Database:
+        if url is None:
+            path = tmp_path / "records?of 100%.db"
+            opened.append(SqliteDatabase(path, package=packages[version], **options))
+        else:
+            opened.append(PostgresDatabase(url, package=packages[version], **options))
         return opened[-1]
 
     yield open_
@@ -52,20 +44,6 @@ async def database(reopen: Open) -> Database:
     database = reopen()
     await database.write(lambda c: c.execute(insert(tallies).values(name="hits", count=0)).rowcount)
     return database
-
-
-def count_of(name: str) -> Callable[[Connection], int | None]:
-    return lambda c: c.execute(select(tallies.c.count).where(tallies.c.name == name)).scalar()
-
-
-def add(name: str, amount: int = 1) -> Callable[[Connection], int]:
-    statement = update(tallies).where(tallies.c.name == name).values(count=tallies.c.count + amount)
-    return lambda c: c.execute(statement.returning(tallies.c.count)).scalar_one()
-
-
-async def within(awaitable: Awaitable[T]) -> T:
-    """A caller that is never answered fails here instead of hanging the run."""
-    return await asyncio.wait_for(awaitable, WAIT_SECONDS)
 
 
 # ── Units of work ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,7 +80,7 @@ async def test_a_refused_statement_undoes_the_whole_unit(database: Database) -> 
 async def test_a_failing_unit_undoes_nothing_of_its_neighbours(
     database: Database, failure: type[BaseException]
 ) -> None:
-    """All units are queued while the writer is held, so that they share a commit."""
+    """All units are queued while a writer is held, so that on SQLite they share a commit."""
     held = threading.Event()
 
     def fails(connection: Connection) -> None:
@@ -124,7 +102,7 @@ async def test_a_failing_unit_undoes_nothing_of_its_neighbours(
     answers = await within(units)
     assert await holder
     assert answers[5] == {StopIteration: "RuntimeError"}.get(failure, failure.__name__)
-    assert [*answers[:5], *answers[6:]] == list(range(1, 11))
+    assert sorted([*answers[:5], *answers[6:]]) == list(range(1, 11))  # side by side they come in any order
     assert await database.read(count_of("hits")) == 10
 
 
@@ -132,6 +110,34 @@ async def test_concurrent_increments_lose_nothing_and_each_sees_its_own(database
     answers = await within(asyncio.gather(*(database.write(add("hits")) for _ in range(500))))
     assert sorted(answers) == list(range(1, 501))
     assert await database.read(count_of("hits")) == 500
+
+
+async def test_two_replicas_lose_no_update_of_each_other(database: Database, reopen: Open) -> None:
+    replicas = (database, reopen())
+    answers = await within(asyncio.gather(*(replicas[n % 2].write(add("hits")) for n in range(200))))
+    assert sorted(answers) == list(range(1, 201))
+    for replica in replicas:
+        assert await replica.read(count_of("hits")) == 200
+
+
+async def test_what_one_replica_has_acknowledged_the_other_reads_at_once(database: Database, reopen: Open) -> None:
+    other = reopen()
+    for number in range(1, 50):
+        await database.write(add("hits"))
+        assert await other.read(count_of("hits")) == number
+
+
+async def test_of_replicas_that_make_a_row_where_there_is_none_one_does_and_no_one_fails(
+    database: Database, reopen: Open
+) -> None:
+    replicas = (database, reopen())
+
+    def make(name: str) -> Callable[[Connection], str]:
+        return lambda c: "found" if count_of(name)(c) is not None else f"made {put(name)(c)}"
+
+    for number in range(20):
+        answers = await within(asyncio.gather(*(replicas[n % 2].write(make(f"row-{number}")) for n in range(6))))
+        assert sorted(answers) == ["found"] * 5 + [f"made row-{number}"]
 
 
 async def test_a_cancelled_callers_write_happens_wholly_or_not_at_all(database: Database) -> None:
@@ -179,6 +185,23 @@ async def test_a_read_that_fails_leaves_the_reader_usable(database: Database) ->
             await within(database.read(lambda c, failure=failure: (_ for _ in ()).throw(failure)))
     reads = [database.read(count_of("hits")) for _ in range(READERS_MAX * 5)]
     assert await within(asyncio.gather(*reads)) == [0] * READERS_MAX * 5
+
+
+# ── Time ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_instant_is_that_of_the_clock_that_was_handed_in(reopen: Open) -> None:
+    instants = iter([5, 7])
+    database = reopen(clock=lambda: next(instants))
+    assert await database.write(database.instant) == 5
+    assert await database.read(database.instant) == 7
+
+
+async def test_without_a_clock_the_instant_goes_on_within_a_unit_of_work(database: Database) -> None:
+    first, second = await database.read(lambda c: (database.instant(c), database.instant(c)))
+    assert abs(first - now()) < MINUTE, "one machine, one time"
+    assert first <= second
+    assert first < await database.write(database.instant)
 
 
 # ── Closing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -256,48 +279,3 @@ async def test_a_database_of_a_newer_version_is_refused_in_one_sentence(reopen: 
     await reopen("newer").close()
     with pytest.raises(StartupError, match=r"records.*version"):
         reopen("older")
-
-
-# ── SQLite alone ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("content", [b"this is a text and no database " * 100, b"SQLite format 3\0" + b"\xff" * 4096])
-def test_a_corrupt_file_is_refused_by_name(tmp_path: Path, packages: dict[str, str], content: bytes) -> None:
-    path = tmp_path / "ruined.db"
-    path.write_bytes(content)
-    with pytest.raises(StartupError, match=r"ruined\.db"):
-        SqliteDatabase(path, package=packages["newer"])
-    assert path.read_bytes() == content
-
-
-def test_a_missing_folder_is_refused_by_name(tmp_path: Path, packages: dict[str, str]) -> None:
-    with pytest.raises(StartupError, match="nowhere"):
-        SqliteDatabase(tmp_path / "nowhere" / "some.db", package=packages["newer"])
-
-
-@pytest.mark.parametrize(("synchronous", "level"), [("FULL", 2), ("NORMAL", 1)])
-async def test_commits_are_as_durable_as_asked(
-    tmp_path: Path, packages: dict[str, str], synchronous: str, level: int
-) -> None:
-    database = SqliteDatabase(tmp_path / "some.db", package=packages["newer"], synchronous=synchronous)
-    for ask in (database.write, database.read):
-        assert await ask(lambda c: c.exec_driver_sql("PRAGMA synchronous").scalar()) == level
-        assert await ask(lambda c: c.exec_driver_sql("PRAGMA journal_mode").scalar()) == "wal"
-    await database.close()
-
-
-async def test_a_write_waits_for_another_process_and_then_says_so(
-    tmp_path: Path, packages: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("parshall.kernel.sqlite.BUSY_MILLISECONDS", 200)
-    path = tmp_path / "some.db"
-    database = SqliteDatabase(path, package=packages["newer"])
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Unavailable, match="try again"):
-        await within(database.write(put("hits")))
-    other.execute("ROLLBACK")
-    other.close()
-    assert await within(database.write(put("hits"))) == "hits"
-    assert await database.read(lambda c: c.execute(select(func.count()).select_from(tallies)).scalar_one()) == 1
-    await database.close()

@@ -175,17 +175,17 @@ def test_deducting_answers_with_what_remains_and_refuses_more(site: Site) -> Non
 
 
 def test_a_statement_tells_every_movement_with_its_stream_and_the_balance_behind_it(site: Site) -> None:
-    site.grant(10)
+    site.grant(12)
     site.open()
     site.stream("finalize", {"usage": {"inputTokens": 1000, "outputTokens": 250}})
     page = site.ask("GET", "/credits/statement?limit=2", site.ann).json()
     rest = site.ask("GET", f"/credits/statement?after={page['next']}", site.ann).json()
     entries = page["entries"] + rest["entries"]
     assert [(e["kind"], e["credits"], e["balanceAfter"]) for e in entries] == [
-        ("grant", 10, 10),
-        ("reserve", 3, 7),
-        ("charge", 2, 7),
-        ("release", 1, 8),
+        ("grant", 12, 12),
+        ("reserve", 3, 9),
+        ("charge", 2, 9),
+        ("release", 1, 10),
     ]
     assert [e["streamingSessionId"] for e in entries] == [None, ONE, ONE, ONE]
     assert rest["next"] is None
@@ -341,7 +341,7 @@ def test_initializing_needs_a_known_user(site: Site) -> None:
 
 
 def test_running_and_recent_streams_are_listed_for_those_who_may_see_them(site: Site) -> None:
-    site.grant(10)
+    site.grant(12)
     site.open()
     for path, who in (("active", site.ann), ("active/all", site.root), ("active/ann", site.sue)):
         (session,) = site.ask("GET", f"/streaming-sessions/{path}", who).json()
@@ -393,7 +393,7 @@ def test_end_users_cannot_do_what_supervisors_do_nor_supervisors_what_admins_do(
 
 
 def test_users_whatever_their_role_cannot_settle_streams(site: Site) -> None:
-    site.grant(10)
+    site.grant(12)
     site.open()
     bodies: dict[str, dict[str, Any]] = {
         "initialize": {"modelId": "any", "estimatedTokens": 1},

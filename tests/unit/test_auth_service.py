@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import func, select
+from sqlalchemy import Connection, MetaData, delete, func, select
+from tests.postgres import Engine
 
 from parshall.auth import model, store, tables
 from parshall.auth.model import NewUser
@@ -17,7 +17,6 @@ from parshall.auth.passwords import PasswordHasher
 from parshall.auth.service import REFRESH_SECONDS, Auth
 from parshall.kernel.clock import DAY, SECOND
 from parshall.kernel.errors import NotFound, TooManyRequests, Unauthenticated
-from parshall.kernel.sqlite import SqliteDatabase
 from parshall.kernel.tokens import Role, TokenVerifier
 
 ISSUER = "http://127.0.0.1:8000"
@@ -43,8 +42,8 @@ def clock() -> Hands:
     return Hands()
 
 
-async def opened(path: Path, clock: Hands) -> Auth:
-    database = SqliteDatabase(path, package="parshall.auth")
+async def opened(engine: Engine, clock: Hands) -> Auth:
+    database = engine.open("parshall.auth")
     hasher = PasswordHasher(passes=1, memory_kib=8, lanes=1)
     made = Auth(database, issuer=ISSUER, clock=clock, hasher=hasher)
     await made.start()
@@ -52,8 +51,8 @@ async def opened(path: Path, clock: Hands) -> Auth:
 
 
 @pytest_asyncio.fixture
-async def auth(tmp_path: Path, clock: Hands) -> AsyncIterator[Auth]:
-    made = await opened(tmp_path / "auth.db", clock)
+async def auth(engine: Engine, clock: Hands) -> AsyncIterator[Auth]:
+    made = await opened(engine, clock)
     yield made
     await made.close()
 
@@ -68,6 +67,13 @@ def verifier(auth: Auth, clock: Hands) -> TokenVerifier:
 
 async def rows(auth: Auth, table: Any) -> int:
     return await auth._database.read(lambda c: c.execute(select(func.count()).select_from(table)).scalar_one())
+
+
+def everything(connection: Connection) -> str:
+    """All rows of all tables."""
+    found = MetaData()
+    found.reflect(connection)
+    return repr([connection.execute(select(table)).all() for table in found.sorted_tables])
 
 
 # ── Users ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -192,9 +198,9 @@ async def test_where_there_are_users_no_admin_is_made(auth: Auth) -> None:
 
 
 async def test_of_two_processes_that_start_together_one_makes_the_admin(
-    auth: Auth, tmp_path: Path, clock: Hands
+    auth: Auth, engine: Engine, clock: Hands
 ) -> None:
-    other = await opened(tmp_path / "auth.db", clock)
+    other = await opened(engine, clock)
     told = await asyncio.gather(*(each.ensure_admin(None) for each in (auth, other, auth, other)))
     await other.close()
     assert len([password for password in told if password]) == 1
@@ -278,9 +284,9 @@ async def test_of_many_concurrent_refreshes_exactly_one_wins(auth: Auth) -> None
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["RefreshRefused"] * 7 + ["Session"]
 
 
-async def test_two_processes_never_both_use_a_refresh_token(auth: Auth, tmp_path: Path, clock: Hands) -> None:
+async def test_two_processes_never_both_use_a_refresh_token(auth: Auth, engine: Engine, clock: Hands) -> None:
     await alice(auth)
-    other = await opened(tmp_path / "auth.db", clock)
+    other = await opened(engine, clock)
     for _ in range(10):
         session = await auth.login("alice", PASSWORD, HERE)
         attempts = (each.refresh(session.refresh_token) for each in (auth, other))
@@ -307,14 +313,14 @@ async def test_a_refresh_token_lives_thirty_days_from_its_own_making(auth: Auth,
         await auth.refresh(third.refresh_token)
 
 
-async def test_only_digests_of_refresh_tokens_and_secrets_are_kept(auth: Auth, tmp_path: Path) -> None:
+async def test_only_digests_of_refresh_tokens_and_secrets_are_kept(auth: Auth, engine: Engine) -> None:
     await alice(auth)
     session = await auth.login("alice", PASSWORD, HERE)
     secret = await auth.add_service("chat")
-    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert b"alice" in kept
+    kept = engine.look("parshall.auth", everything)
+    assert "alice" in kept
     for hidden in (session.refresh_token, session.access_token, secret, PASSWORD):
-        assert hidden.encode() not in kept
+        assert hidden not in kept
 
 
 async def test_what_has_run_out_is_forgotten(auth: Auth, clock: Hands) -> None:
@@ -430,16 +436,26 @@ async def test_guessing_the_current_password_is_throttled_too(auth: Auth) -> Non
 # ── Keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_keys_and_users_outlive_a_restart(tmp_path: Path, clock: Hands) -> None:
-    before = await opened(tmp_path / "auth.db", clock)
+async def test_keys_and_users_outlive_a_restart(engine: Engine, clock: Hands) -> None:
+    before = await opened(engine, clock)
     await alice(before)
     session = await before.login("alice", PASSWORD, HERE)
     await before.close()
-    after = await opened(tmp_path / "auth.db", clock)
+    after = await opened(engine, clock)
     assert (await verifier(after, clock).verify(session.access_token)).username == "alice"
     assert await after.refresh(session.refresh_token)
     assert await rows(after, tables.signing_keys) == 1
     await after.close()
+
+
+async def test_of_processes_that_start_together_one_makes_the_signing_key(engine: Engine, clock: Hands) -> None:
+    together = await asyncio.gather(*(opened(engine, clock) for _ in range(4)))
+    for _ in range(20):
+        await together[0]._database.write(lambda c: c.execute(delete(tables.signing_keys)))
+        await asyncio.gather(*(each.start() for each in together))
+        assert await rows(together[0], tables.signing_keys) == 1
+    for each in together:
+        await each.close()
 
 
 async def test_a_rotation_refuses_no_token_on_its_way(auth: Auth, clock: Hands) -> None:

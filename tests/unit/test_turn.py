@@ -1,19 +1,24 @@
 """The laws of a turn: what is logged, delivered, counted and charged, however it ends."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
+from tests.postgres import Engine
 from tests.scripted import NASTY, Script
 from tests.turns import ALICE, LIMITS, USER, Rig, rig, text_of, tokens_of
 
-from parshall.chat.model import StreamActive
+from parshall.chat import store
+from parshall.chat.model import Message, Stream, StreamActive
 from parshall.chat.ports import LogUnavailable
+from parshall.kernel import clock
 from parshall.kernel.credits import MICRO, Credits
 from parshall.kernel.errors import Conflict, InsufficientCredits, KeyReused, NotFound, Unavailable
-from parshall.kernel.ids import SessionId, StreamId
+from parshall.kernel.ids import SessionId, StreamId, new_id
 from parshall.kernel.metering import Settlement, Slice, Usage, UsageSource
 from parshall.kernel.tokens import Principal, Role
 
@@ -21,8 +26,8 @@ ID = "stream-1620847252-a1b2c3d4e5f6a7b8"
 
 
 @pytest.fixture
-async def turns(tmp_path: Path) -> AsyncIterator[Rig]:
-    async with rig(tmp_path) as made:
+async def turns(tmp_path: Path, engine: Engine) -> AsyncIterator[Rig]:
+    async with rig(tmp_path, engine) as made:
         await made.grant(10)
         yield made
 
@@ -54,7 +59,7 @@ async def test_the_receipt_charges_what_the_provider_reports(turns: Rig, session
     done = events[-1].json()
     receipt = done["receipt"]
     assert (receipt["inputTokens"], receipt["outputTokens"], receipt["usageSource"]) == (2, 7, "provider")
-    price = await turns.accounting.calculate("fake", Usage(input_tokens=2, output_tokens=7))
+    price = await turns.accounting.prices.calculate("fake", Usage(input_tokens=2, output_tokens=7))
     assert receipt["chargedCredits"] * MICRO == pytest.approx(price)
     assert await balance(turns) == (10 * MICRO - price, 0)
     assert receipt["balanceAfter"] * MICRO == pytest.approx(10 * MICRO - price)
@@ -78,6 +83,8 @@ async def test_question_and_answer_are_in_the_history(turns: Rig, session: Sessi
 async def test_hard_text_arrives_unharmed(turns: Rig, session: SessionId) -> None:
     events = await turns.read(await turns.ask(session, "fake-nasty"))
     assert text_of(events) == "".join(NASTY)
+    conversation = await turns.chat.get(session, user_id=USER)
+    assert conversation.messages[-1].content == "".join(NASTY), "a NUL too, which PostgreSQL cannot keep as it is"
 
 
 async def test_reasoning_is_told_apart_and_counted_as_output(turns: Rig, session: SessionId) -> None:
@@ -222,11 +229,11 @@ async def test_an_answer_without_a_token_costs_nothing(turns: Rig, session: Sess
     assert await balance(turns) == (10 * MICRO, 0)
 
 
-async def test_a_stream_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+async def test_a_stream_that_takes_too_long_is_ended(tmp_path: Path, engine: Engine) -> None:
     limits = type(LIMITS)(
         output_tokens_max=100, slice_tokens=50, stream_seconds_max=0.2, lease_seconds=5, grace_seconds=5
     )
-    async with rig(tmp_path, limits=limits) as turns:
+    async with rig(tmp_path, engine, limits=limits) as turns:
         await turns.grant(1)
         events = await turns.read(await turns.ask(await turns.session(), "fake-n9-stall3"))
         assert events[-1].json()["code"] == "timeout"
@@ -257,8 +264,8 @@ async def test_a_reader_who_comes_back_in_time_saves_the_stream(turns: Rig, sess
 # ── Credits ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_without_credits_nothing_is_kept_and_the_id_stays_free(tmp_path: Path) -> None:
-    async with rig(tmp_path) as turns:
+async def test_without_credits_nothing_is_kept_and_the_id_stays_free(tmp_path: Path, engine: Engine) -> None:
+    async with rig(tmp_path, engine) as turns:
         session = await turns.session()
         with pytest.raises(InsufficientCredits):
             await turns.ask(session, "fake-n5", proposed=ID)
@@ -268,9 +275,9 @@ async def test_without_credits_nothing_is_kept_and_the_id_stays_free(tmp_path: P
         assert (await turns.read(await turns.ask(session, "fake-n5", proposed=ID)))[-1].event == "done"
 
 
-async def test_the_stream_ends_at_exactly_the_last_paid_token(tmp_path: Path) -> None:
-    async with rig(tmp_path) as turns:
-        cost = await turns.accounting.calculate("fake", Usage(input_tokens=2, output_tokens=130))
+async def test_the_stream_ends_at_exactly_the_last_paid_token(tmp_path: Path, engine: Engine) -> None:
+    async with rig(tmp_path, engine) as turns:
+        cost = await turns.accounting.prices.calculate("fake", Usage(input_tokens=2, output_tokens=130))
         await turns.grant(cost / MICRO)
         events = await turns.read(await turns.ask(await turns.session(), "fake-n500-nousage"))
         done = events[-1].json()
@@ -325,9 +332,9 @@ class Faulty:
 
 
 @pytest.fixture
-async def faulty(tmp_path: Path) -> AsyncIterator[tuple[Rig, Faulty]]:
+async def faulty(tmp_path: Path, engine: Engine) -> AsyncIterator[tuple[Rig, Faulty]]:
     ledger = Faulty()
-    async with rig(tmp_path, ledger=ledger) as made:
+    async with rig(tmp_path, engine, ledger=ledger) as made:
         ledger.real = made.accounting
         await made.grant(10)
         yield made, ledger
@@ -376,7 +383,7 @@ async def test_accounting_down_at_the_end_leaves_the_settlement_pending_and_sett
     await turns.ended(stream_id)
     assert await turns.streaming.sweep() == 1
     assert await turns.streaming.sweep() == 0
-    price = await turns.accounting.calculate("fake", Usage(input_tokens=2, output_tokens=5))
+    price = await turns.accounting.prices.calculate("fake", Usage(input_tokens=2, output_tokens=5))
     assert await balance(turns) == (10 * MICRO - price, 0)
     assert (await turns.receipt(stream_id))["settlement"] == "settled"
 
@@ -388,7 +395,7 @@ async def test_a_settlement_whose_answer_was_lost_is_charged_once(faulty: tuple[
     await turns.read(stream_id)
     await turns.ended(stream_id)
     assert await turns.streaming.sweep() == 1
-    price = await turns.accounting.calculate("fake", Usage(input_tokens=2, output_tokens=5))
+    price = await turns.accounting.prices.calculate("fake", Usage(input_tokens=2, output_tokens=5))
     assert await balance(turns) == (10 * MICRO - price, 0)
 
 
@@ -435,8 +442,8 @@ async def test_what_the_log_could_not_keep_is_neither_charged_nor_stored(
 # ── Restart ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_stream_whose_process_died_is_adopted_and_settled_from_the_log(tmp_path: Path) -> None:
-    async with rig(tmp_path) as turns:
+async def test_a_stream_whose_process_died_is_adopted_and_settled_from_the_log(tmp_path: Path, engine: Engine) -> None:
+    async with rig(tmp_path, engine) as turns:
         await turns.grant(10)
         session = await turns.session()
         stream_id = await turns.ask(session, "fake-n500-ms2")
@@ -446,7 +453,7 @@ async def test_a_stream_whose_process_died_is_adopted_and_settled_from_the_log(t
         await asyncio.sleep(0.05)
         seen, closed = await turns.log.read(stream_id, after=0, limit=512)
         assert not closed
-    async with rig(tmp_path) as turns:
+    async with rig(tmp_path, engine) as turns:
         assert await turns.streaming.sweep() == 1
         events = await turns.read(stream_id)
         last = events[-1].json()
@@ -454,17 +461,17 @@ async def test_a_stream_whose_process_died_is_adopted_and_settled_from_the_log(t
         assert (last["receipt"]["usageSource"], last["receipt"]["outputTokens"]) == ("log", tokens_of(events))
         assert len(events) == len(seen) + 1
         assert (await turns.chat.get(session, user_id=USER)).messages[1].content == text_of(events) != ""
-        price = await turns.accounting.calculate("fake", Usage(input_tokens=2, output_tokens=tokens_of(events)))
+        price = await turns.accounting.prices.calculate("fake", Usage(input_tokens=2, output_tokens=tokens_of(events)))
         assert await balance(turns) == (10 * MICRO - price, 0)
         assert await turns.streaming.sweep() == 0
 
 
 @pytest.mark.parametrize("reserved", [False, True])
 async def test_a_turn_that_died_before_its_first_event_is_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserved: bool
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, reserved: bool
 ) -> None:
     """The process ends between keeping the record and the first event: nobody knows the id, nothing may remain."""
-    async with rig(tmp_path) as turns:
+    async with rig(tmp_path, engine) as turns:
         await turns.grant(10)
         session = await turns.session()
 
@@ -475,7 +482,7 @@ async def test_a_turn_that_died_before_its_first_event_is_undone(
         monkeypatch.setattr(turns.streaming, "_begin", die)
         await turns.ask(session, "fake-n5", proposed=ID)
         assert (await balance(turns))[1] == 0 or reserved
-    async with rig(tmp_path) as turns:
+    async with rig(tmp_path, engine) as turns:
         assert await turns.streaming.sweep() == 0, "too young: it may be opening elsewhere"
         assert await turns.streaming.recover() == 1
         assert await balance(turns) == (10 * MICRO, 0)
@@ -507,8 +514,8 @@ async def test_the_sweeper_leaves_streams_that_are_opening_or_running_alone(turn
     assert await sweeper == 0
 
 
-async def test_shutting_down_ends_and_settles_running_streams(tmp_path: Path) -> None:
-    async with rig(tmp_path) as turns:
+async def test_shutting_down_ends_and_settles_running_streams(tmp_path: Path, engine: Engine) -> None:
+    async with rig(tmp_path, engine) as turns:
         await turns.grant(10)
         stream_id = await turns.ask(await turns.session(), "fake-n500-ms2")
         reading = asyncio.create_task(turns.read(stream_id))
@@ -521,8 +528,8 @@ async def test_shutting_down_ends_and_settles_running_streams(tmp_path: Path) ->
             await turns.ask(await turns.session(), "fake-n1")
 
 
-async def test_a_short_answer_finishes_within_the_drain_time(tmp_path: Path) -> None:
-    async with rig(tmp_path) as turns:
+async def test_a_short_answer_finishes_within_the_drain_time(tmp_path: Path, engine: Engine) -> None:
+    async with rig(tmp_path, engine) as turns:
         await turns.grant(10)
         stream_id = await turns.ask(await turns.session(), "fake-n50-ms2")
         await turns.streaming.end_producers(drain_seconds=5)
@@ -530,6 +537,45 @@ async def test_a_short_answer_finishes_within_the_drain_time(tmp_path: Path) -> 
 
 
 # ── Chat sessions ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_session_in_which_a_stream_is_beginning_is_not_deleted(
+    turns: Rig, session: SessionId, engine: Engine
+) -> None:
+    """The record of the stream is not committed yet when the deletion looks for one."""
+    begun, release = threading.Event(), threading.Event()
+    at = clock.now()
+    stream = Stream(
+        id=StreamId(ID), session_id=session, user_id=USER, fingerprint="", requested_model=None, model_id="fake",
+        fallback_applied=False, on_disconnect="continue", input_tokens=1, epoch=1, created_at=at,
+    )  # fmt: skip
+    message = Message(id=new_id(), role="user", content="hello", stream_id=stream.id, tokens=0, created_at=at)
+
+    def record(connection: Connection) -> None:
+        store.add_stream(connection, stream)
+        store.add_message(connection, session, message)
+        begun.set()
+        assert release.wait(20)
+
+    recording = asyncio.create_task(turns.streaming.records._database.write(record))
+    assert await asyncio.to_thread(begun.wait, 20)
+    deleting = asyncio.create_task(turns.chat.delete(session, user_id=USER))
+    async with asyncio.timeout(20):
+        while not await asyncio.to_thread(one_waits, engine):
+            await asyncio.sleep(0.01)
+    release.set()
+    await recording
+    with pytest.raises(Unavailable, match="being recovered"):
+        await deleting
+    assert [m.content for m in (await turns.chat.get(session, user_id=USER)).messages] == ["hello"]
+
+
+def one_waits(engine: Engine) -> bool:
+    """Whether a transaction waits for another; on SQLite one always does, in the queue of the one writer."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    if engine.name == "sqlite":
+        return True
+    return engine.look("parshall.chat", lambda c: c.exec_driver_sql(waiting).first()) is not None
 
 
 async def test_deleting_a_session_stops_and_settles_its_stream_first(turns: Rig, session: SessionId) -> None:

@@ -20,7 +20,9 @@ from parshall.accounting.bodies import (
 from parshall.accounting.changes import Terms
 from parshall.accounting.http_streams import router as streams
 from parshall.accounting.model import Account, Changed, Grant
-from parshall.accounting.service import ENTRIES_PER_PAGE_MAX, Accounting, Once
+from parshall.accounting.once import Once
+from parshall.accounting.pricing import PriceVersion
+from parshall.accounting.service import ENTRIES_PER_PAGE_MAX, Accounting
 from parshall.accounting.wire import balance_wire, changed_wire, entry_wire, grant_wire, price_wire, rendered
 from parshall.kernel.clock import DAY, instant
 from parshall.kernel.credits import text, wire
@@ -107,7 +109,7 @@ async def check(body: CheckBody, accounting: Ledger, user: User) -> dict[str, An
 @router.post("/credits/calculate")
 async def calculate(body: CalculateBody, accounting: Ledger, _user: User) -> dict[str, Any]:
     """What tokens of a model cost at the price in force. Bare `tokens` are priced as output."""
-    return {"credits": wire(await accounting.calculate(body.model_id, body.usage()))}
+    return {"credits": wire(await accounting.prices.calculate(body.model_id, body.usage()))}
 
 
 @router.get("/credits/statement")
@@ -128,7 +130,7 @@ async def statement_of(
 
 async def _statement(accounting: Accounting, user_id: UserId, after: int, limit: int) -> dict[str, Any]:
     found = await accounting.statement(user_id, after=after, limit=limit)
-    more = found[-1].id if len(found) == limit else None
+    more = found[-1].number if len(found) == limit else None
     return {"userId": user_id, "entries": [entry_wire(each) for each in found], "next": more}
 
 
@@ -230,12 +232,17 @@ async def remove(body: RemoveBody, accounting: Ledger, caller: Supervisor, key: 
 @router.get("/prices")
 async def prices(accounting: Ledger, _user: User) -> dict[str, Any]:
     """Credits per million tokens, per model: the price in force and those to come. `*` holds for any other model."""
-    return {"prices": [price_wire(version) for version in await accounting.prices()]}
+    return {"prices": [price_wire(version) for version in await accounting.prices.all()]}
 
 
 @router.put("/prices")
-async def put_price(body: PriceBody, accounting: Ledger, caller: Admin) -> dict[str, Any]:
+async def put_price(body: PriceBody, accounting: Ledger, caller: Admin, key: Key) -> Response:
     """Set a model's price from now or from an instant to come; running streams keep the one they began at."""
     start = None if body.effective_from is None else instant(body.effective_from)
-    kept = await accounting.put_price(body.model_id, body.price(), set_by=caller.user_id, effective_from=start)
-    return price_wire(kept)
+    once = _once(key, caller, "price", caller.user_id, body)
+    work = accounting.prices.putting(body.model_id, body.price(), set_by=caller.user_id, effective_from=start)
+
+    def render(version: PriceVersion) -> str:
+        return rendered(price_wire(version))
+
+    return _json(await accounting.answer_once(work, render=render, status=200, once=once))

@@ -44,7 +44,7 @@ Minutes = Annotated[int, Query(ge=1, le=MINUTES_MAX)]
 async def _owned(accounting: Accounting, session_id: str, named: str | None) -> Reservation:
     """The reservation; one of another user than the service names answers as if it did not exist."""
     reservation = await accounting.receipt(parse_stream_id(session_id))
-    owner = reservation.account_id
+    owner = reservation.user_id
     if named is not None and named != owner and await accounting.directory.resolve(named) != owner:
         raise UnknownReservation
     return reservation
@@ -179,6 +179,6 @@ async def _recent(accounting: Accounting, user_id: UserId | None, minutes: int) 
 async def receipt(session_id: str, accounting: Ledger, user: User) -> dict[str, Any]:
     """A stream's receipt, for its owner and supervisors; `settlement: pending` while it runs."""
     reservation = await accounting.receipt(parse_stream_id(session_id))
-    if reservation.account_id != user.user_id and not user.role.covers(Role.SUPERVISOR):
+    if reservation.user_id != user.user_id and not user.role.covers(Role.SUPERVISOR):
         raise UnknownReservation
     return receipt_wire(reservation)

@@ -1,13 +1,12 @@
-"""The rules of the ledger: which books a transfer may join, which grant pays first, and how a reservation ends."""
+"""The values and refusals of the ledger: books, transfers, grants, reservations and balances."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from parshall.kernel.credits import CREDITS_MAX, Credits
 from parshall.kernel.errors import Conflict, Invalid, NotFound
 from parshall.kernel.ids import StreamId, UserId
-from parshall.kernel.metering import Settlement, Usage
+from parshall.kernel.metering import Settlement, Slice, Usage
 
 BALANCE_MAX = CREDITS_MAX
 """The most that one account may hold, available and reserved together: sums stay exact as JSON numbers."""
@@ -84,71 +83,61 @@ class Book(StrEnum):
 
 
 class Kind(StrEnum):
-    """Why credits moved."""
+    """Why credits moved; between which books follows from it."""
 
     GRANT = "grant"
     RESERVE = "reserve"
     CHARGE = "charge"
+    DEDUCT = "deduct"
     RELEASE = "release"
     EXPIRE = "expire"
     REVOKE = "revoke"
     UNCOLLECTED = "uncollected"
 
 
-_FLOWS = frozenset(
-    {
-        (Kind.GRANT, Book.ISSUED, Book.AVAILABLE),
-        (Kind.RESERVE, Book.AVAILABLE, Book.RESERVED),
-        (Kind.CHARGE, Book.RESERVED, Book.REVENUE),
-        (Kind.CHARGE, Book.AVAILABLE, Book.REVENUE),
-        (Kind.RELEASE, Book.RESERVED, Book.AVAILABLE),
-        (Kind.EXPIRE, Book.AVAILABLE, Book.EXPIRED),
-        (Kind.REVOKE, Book.AVAILABLE, Book.ISSUED),
-        (Kind.UNCOLLECTED, Book.UNCOLLECTED, Book.REVENUE),
-    }
-)
-_OF_ACCOUNTS = frozenset({Book.AVAILABLE, Book.RESERVED})
+FLOWS = {
+    Kind.GRANT: (Book.ISSUED, Book.AVAILABLE),
+    Kind.RESERVE: (Book.AVAILABLE, Book.RESERVED),
+    Kind.CHARGE: (Book.RESERVED, Book.REVENUE),
+    Kind.DEDUCT: (Book.AVAILABLE, Book.REVENUE),
+    Kind.RELEASE: (Book.RESERVED, Book.AVAILABLE),
+    Kind.EXPIRE: (Book.AVAILABLE, Book.EXPIRED),
+    Kind.REVOKE: (Book.AVAILABLE, Book.ISSUED),
+    Kind.UNCOLLECTED: (Book.UNCOLLECTED, Book.REVENUE),
+}
+"""The book that each kind of transfer debits and the one that it credits."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Movement:
-    """A transfer to be posted: `amount` microcredits leave the book `debit` and enter the book `credit`."""
+def effect(kind: Kind, book: Book) -> int:
+    """+1 where a transfer of that kind credits `book`, -1 where it debits it, else 0."""
+    debit, credit = FLOWS[kind]
+    return (credit is book) - (debit is book)
 
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A movement as it is recorded, `number`ed in its account; `available_after` is the account's balance behind it.
+
+    `hash` chains it to the transfer before it (chain.link). The fields stand in the order of the table's columns.
+    """
+
+    account_id: str
+    number: int
     kind: Kind
     amount: int
-    debit: Book
-    credit: Book
-    grant_id: str | None = None
-    reservation_id: str | None = None
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        """Hold double entry: a positive amount on a known flow, and its grant wherever an account's book is touched."""
-        assert self.amount > 0
-        assert (self.kind, self.debit, self.credit) in _FLOWS
-        assert (self.grant_id is not None) == bool({self.debit, self.credit} & _OF_ACCOUNTS)
-
-    def change_of(self, book: Book) -> int:
-        """By how much it changes `book`, in microcredits."""
-        return self.amount * ((self.credit == book) - (self.debit == book))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
-    """A movement as it is recorded; `available_after` is the account's available balance behind it."""
-
-    id: int
-    account_id: UserId
+    grant_id: str | None
+    reservation_id: str | None
     at: int
-    available_after: Credits
-    movement: Movement
+    available_after: int
+    note: str
+    hash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """An account's two balances in microcredits: what may be spent, and what running streams hold."""
 
-    id: UserId
+    id: str
     available: Credits
     reserved: Credits
 
@@ -158,12 +147,15 @@ class Account:
         return Credits(self.available + self.reserved)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Grant:
-    """Credits issued to an account until `expires_at`; `remaining` are those neither reserved, charged nor gone."""
+    """Credits issued to an account until `expires_at`; `remaining` are those neither reserved, charged nor gone.
+
+    The fields stand in the order of the table's columns.
+    """
 
     id: str
-    account_id: UserId
+    account_id: str
     amount: Credits
     remaining: Credits
     expires_at: int
@@ -182,44 +174,6 @@ class Grant:
         return (self.priority, self.expires_at, self.created_at, self.id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """An amount taken from one grant."""
-
-    grant_id: str
-    amount: int
-
-
-def take(grants: Iterable[Grant], amount: int) -> tuple[Part, ...]:
-    """Which grants give `amount` microcredits, in order of use. The grants must cover it."""
-    parts: list[Part] = []
-    missing = amount
-    for grant in sorted(grants, key=lambda each: each.rank):
-        if missing == 0:
-            break
-        if (given := min(grant.remaining, missing)) > 0:
-            parts.append(Part(grant_id=grant.id, amount=given))
-            missing -= given
-    assert missing == 0, "the caller holds the account and has seen that its grants cover the amount"
-    return tuple(parts)
-
-
-def split(parts: Sequence[Part], charge: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    """The parts that pay `charge` microcredits, first taken first, and those that go back to their grants."""
-    paying: list[Part] = []
-    returning: list[Part] = []
-    missing = charge
-    for part in parts:
-        paid = min(part.amount, missing)
-        missing -= paid
-        if paid:
-            paying.append(replace(part, amount=paid))
-        if paid < part.amount:
-            returning.append(replace(part, amount=part.amount - paid))
-    assert missing == 0, "a charge never exceeds what is reserved (M7)"
-    return tuple(paying), tuple(returning)
-
-
 class State(StrEnum):
     """Where a reservation stands; every state but the first is final (M3)."""
 
@@ -229,38 +183,93 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Reservation:
     """Credits held for one stream. `reserved` counts all that was ever held, `output_tokens` all output it pays for.
 
-    `step` is the number of extensions so far. `settlement` tells how it ended; `end_hash` is the fingerprint of the
-    call that settled it, absent while active, voided, or expired without a late settlement.
+    `parts` tells which grant gave how much, in order (JSON), `step` the number of extensions so far; the fields
+    `first_…` repeat the first slice. Those from `ended_at` on are absent while it runs; usage where none was reported.
+    The fields stand in the order of the table's columns; not frozen, because the working set changes it in place.
     """
 
     id: StreamId
-    account_id: UserId
+    account_id: str
+    user_id: UserId
     model_id: str
     price_version: str
     state: State
-    reserved: Credits
+    reserved: int
+    parts: str
     input_tokens: int
     output_tokens: int
     output_tokens_max: int
+    slice_tokens: int
+    slice_tokens_min: int
     step: int
     created_at: int
     expires_at: int
+    first_reserved: int
+    first_output_tokens: int
+    first_expires_at: int
+    first_final: int
     ended_at: int | None = None
-    usage: Usage | None = None
+    used_input_tokens: int | None = None
+    used_cached_input_tokens: int | None = None
+    used_output_tokens: int | None = None
+    used_reasoning_tokens: int | None = None
     usage_source: str | None = None
-    end_hash: str | None = None
-    settlement: Settlement | None = None
+    outcome: str | None = None
+    charged: int | None = None
+    uncollected: int | None = None
+    balance_after: int | None = None
+    transfers_from: int | None = None
+    transfers_to: int | None = None
+
+    @property
+    def first(self) -> Slice:
+        """The slice that it began with."""
+        return Slice(
+            reserved=Credits(self.first_reserved),
+            output_tokens=self.first_output_tokens,
+            expires_at=self.first_expires_at,
+            final=bool(self.first_final),
+        )
+
+    @property
+    def usage(self) -> Usage | None:
+        """What was used, once that was reported."""
+        if self.usage_source is None:
+            return None
+        return Usage(
+            input_tokens=self.used_input_tokens or 0,
+            cached_input_tokens=self.used_cached_input_tokens or 0,
+            output_tokens=self.used_output_tokens or 0,
+            reasoning_tokens=self.used_reasoning_tokens or 0,
+        )
+
+    @property
+    def settlement(self) -> Settlement | None:
+        """How it ended, once it has."""
+        if self.outcome is None:
+            return None
+        charged = self.charged or 0
+        return Settlement(
+            outcome=self.outcome,
+            reserved=Credits(self.reserved),
+            charged=Credits(charged),
+            returned=Credits(self.reserved - charged),
+            uncollected=Credits(self.uncollected or 0),
+            balance_after=Credits(self.balance_after or 0),
+            price_version=self.price_version,
+            transfers=tuple(range(self.transfers_from or 0, self.transfers_to or 0)),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
     """What an account holds at an instant; `available` leaves out grants that are due but not yet booked as expired."""
 
-    account_id: UserId
+    account_id: str
     available: Credits
     reserved: Credits
     grants: tuple[Grant, ...]
@@ -275,7 +284,7 @@ class Balance:
 class Changed:
     """What an administrator's change did to the total of an account, in microcredits."""
 
-    account_id: UserId
+    account_id: str
     previous: Credits
     new: Credits
     grant: Grant | None = None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from parshall.accounting.model import Balance, Changed, Grant, Reservation, State, Transfer
+from parshall.accounting.model import FLOWS, Balance, Changed, Grant, Reservation, State, Transfer
 from parshall.accounting.pricing import PriceVersion
 from parshall.kernel.clock import rfc3339
 from parshall.kernel.credits import wire
@@ -65,18 +65,19 @@ def changed_wire(changed: Changed, message: str) -> dict[str, Any]:
 
 def entry_wire(transfer: Transfer) -> dict[str, Any]:
     """One line of a statement. `credits` never has a sign: `debit` and `credit` say between which books it moved."""
-    movement = transfer.movement
+    debit, credit = FLOWS[transfer.kind]
     return {
-        "id": transfer.id,
+        "id": transfer.number,
         "at": rfc3339(transfer.at),
-        "kind": movement.kind.value,
-        "credits": wire(movement.amount),
-        "debit": movement.debit.value,
-        "credit": movement.credit.value,
+        "kind": transfer.kind.value,
+        "credits": wire(transfer.amount),
+        "debit": debit.value,
+        "credit": credit.value,
         "balanceAfter": wire(transfer.available_after),
-        "allocationId": movement.grant_id,
-        "streamingSessionId": movement.reservation_id,
-        "notes": movement.note,
+        "allocationId": transfer.grant_id,
+        "streamingSessionId": transfer.reservation_id,
+        "notes": transfer.note,
+        "hash": transfer.hash,
     }
 
 
@@ -97,7 +98,7 @@ def session_wire(reservation: Reservation) -> dict[str, Any]:
     ended = reservation.settlement
     return {
         "sessionId": reservation.id,
-        "userId": reservation.account_id,
+        "userId": reservation.user_id,
         "modelId": reservation.model_id,
         "status": reservation.state.value,
         "allocatedCredits": wire(reservation.reserved),
@@ -113,6 +114,7 @@ def receipt_wire(reservation: Reservation) -> dict[str, Any]:
     """A stream's receipt; `settlement: pending` until the reservation has ended."""
     head = {
         "streamingSessionId": reservation.id,
+        "accountId": reservation.account_id,
         "outcome": None,
         "modelId": reservation.model_id,
         **(reservation.usage or Usage()).wire(),

@@ -161,7 +161,7 @@ class _Prices:
 
     async def of(self, model_id: str) -> dict[str, Any]:
         """Credits per million tokens of a model."""
-        version = await self._accounting.price_in_force(model_id)
+        version = await self._accounting.prices.in_force(model_id)
         price = version.price
         return {
             "input": wire(price.input),

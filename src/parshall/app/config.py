@@ -5,6 +5,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -17,6 +18,8 @@ FILE_VARIABLE = "PARSHALL_CONFIG"
 PASSWORD_VARIABLE = "PARSHALL_PASSWORD"  # noqa: S105 - the name that commands read a password from
 FILE_NAME = "parshall.toml"
 SQLITE_URL = "sqlite:///"
+POSTGRES_URLS = ("postgresql://", "postgres://")
+DATABASES = ("database_url", "auth_database_url", "accounting_database_url", "chat_database_url")
 
 
 def default_home() -> Path:
@@ -38,11 +41,16 @@ class Settings(BaseSettings):
         None, description="Password of the user admin, used on the very first start only; generated when absent."
     )
     database_url: str | None = Field(
-        None, description="One database for all services, as sqlite:///path; by default each has a file in HOME_DIR."
+        None,
+        description="One PostgreSQL database for all services, as postgresql://user:password@host/name; "
+        "by default each has a SQLite file in HOME_DIR.",
     )
-    auth_database_url: str | None = Field(None, description="Database of auth, as sqlite:///path.")
-    accounting_database_url: str | None = Field(None, description="Database of accounting, as sqlite:///path.")
-    chat_database_url: str | None = Field(None, description="Database of chat, as sqlite:///path.")
+    auth_database_url: str | None = Field(None, description="Database of auth: postgresql://… or sqlite:///path.")
+    accounting_database_url: str | None = Field(None, description="Database of accounting, likewise.")
+    chat_database_url: str | None = Field(None, description="Database of chat, likewise.")
+    database_connections: int = Field(
+        8, ge=2, le=500, description="Most connections that each service of this process holds to PostgreSQL."
+    )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may call the API with credentials, comma-separated."
     )
@@ -96,11 +104,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is not an origin such as https://chat.example.org")
         return value
 
-    @field_validator("database_url", "auth_database_url", "accounting_database_url", "chat_database_url")
+    @field_validator(*DATABASES)
     @classmethod
     def _known_engine(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(SQLITE_URL):
-            raise ValueError(f"only {SQLITE_URL}path is supported by this version")
+        if value is not None and not value.startswith((SQLITE_URL, *POSTGRES_URLS)):
+            raise ValueError(f"give {SQLITE_URL}path or {POSTGRES_URLS[0]}user:password@host/name")
+        if value is not None and value.startswith(POSTGRES_URLS):
+            _check_password_is_apart(value)
         return value
 
     @model_validator(mode="after")
@@ -151,6 +161,16 @@ def unknown_variables() -> list[str]:
     """Environment variables that look like options and are none: a typing error, or an option of another version."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {FILE_VARIABLE, PASSWORD_VARIABLE}
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def _check_password_is_apart(url: str) -> None:
+    """Refuse a URL whose password could be taken for another part of it, and so be shown. Raises ValueError."""
+    parts = urlsplit(url)
+    rest = url.partition("://")[2].removeprefix(parts.netloc)
+    if parts.netloc.count("@") > 1 or "@" in rest or any(map(str.isspace, url)):
+        raise ValueError("percent-encode the special characters of its user and password")
+    if any("password" in name.lower() for name in parse_qs(parts.query)):
+        raise ValueError("give the password before the host, as user:password@host, or in a .pgpass file")
 
 
 def _option(location: tuple[int | str, ...]) -> str:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parshall.accounting.service import Accounting
-from parshall.app.config import SQLITE_URL, Settings
+from parshall.app.config import POSTGRES_URLS, SQLITE_URL, Settings
 from parshall.auth.passwords import PasswordHasher
 from parshall.auth.service import Auth
 from parshall.kernel import clock
+from parshall.kernel.database import Database
 from parshall.kernel.errors import StartupError
+from parshall.kernel.postgres import PostgresDatabase
 from parshall.kernel.sqlite import SqliteDatabase
 
 RESERVATION_MARGIN_SECONDS = 60
@@ -64,8 +66,11 @@ def prepare_home(home: Path) -> None:
         ) from error
 
 
-def open_database(settings: Settings, service: str) -> SqliteDatabase:
+def open_database(settings: Settings, service: str) -> Database:
     """The database of a service, brought forward. Raises StartupError."""
     url: str | None = getattr(settings, f"{service}_database_url") or settings.database_url
+    package = f"parshall.{service}"
+    if url is not None and url.startswith(POSTGRES_URLS):
+        return PostgresDatabase(url, package=package, connections=settings.database_connections)
     path = settings.home_dir / f"{service}.db" if url is None else Path(url.removeprefix(SQLITE_URL))
-    return SqliteDatabase(path, package=f"parshall.{service}")
+    return SqliteDatabase(path, package=package)

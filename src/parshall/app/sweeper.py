@@ -36,6 +36,6 @@ class Sweeper:
 
     async def _pass(self, *, trim: bool) -> None:
         await self._streaming.sweep()
-        await self._accounting.expire_due(self._clock())
+        await self._accounting.expire_due()
         if trim:
             await self._streaming.trim(closed_before=self._clock() - self._retention)

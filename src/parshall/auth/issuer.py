@@ -32,6 +32,7 @@ class Issuer:
         fresh = keys.new_signing_key(at=self._clock())
 
         def begin(connection: Connection) -> None:
+            store.hold_start(connection)
             if not store.list_keys(connection):
                 store.insert_key(connection, fresh)
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    text,
     true,
     update,
 )
@@ -24,6 +25,7 @@ from parshall.auth.tables import refresh_families, refresh_tokens, services, sig
 from parshall.kernel.ids import UserId
 from parshall.kernel.tokens import Role
 
+_HOLD_START = text("UPDATE auth_version SET version_num = version_num")
 _USER = (users.c.id, users.c.username, users.c.email, users.c.role, users.c.is_verified, users.c.created_at)
 
 # ── Users ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -246,6 +248,14 @@ def list_keys(connection: Connection) -> list[SigningKey]:
         select(signing_keys).order_by(signing_keys.c.created_at.desc(), signing_keys.c.kid.desc())
     )
     return [SigningKey(kid=row.kid, private_pem=row.private_pem, created_at=row.created_at) for row in rows]
+
+
+def hold_start(connection: Connection) -> None:
+    """Make processes that start together take turns, where writers run side by side: each would add a first key.
+
+    The row held is the one that says which migration was reached: it is always there, and nobody else writes it.
+    """
+    connection.execute(_HOLD_START)
 
 
 def insert_key(connection: Connection, key: SigningKey) -> None:

@@ -119,6 +119,7 @@ class Chat:
 
         def work(connection: Connection) -> StreamId | None:
             _own(connection, session_id, user_id)
+            store.hold_session(connection, session_id)
             active = store.open_stream(connection, session_id)
             if active is None:
                 store.remove_session(connection, session_id)

@@ -1,6 +1,7 @@
 """Chat's tables and the statements on them; nothing here commits."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +11,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
+    Dialect,
     ForeignKey,
     Integer,
     MetaData,
@@ -17,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     bindparam,
     delete,
     func,
@@ -33,6 +36,31 @@ from parshall.kernel.ids import SessionId, StreamId, UserId
 from parshall.kernel.metering import Settlement, Usage, UsageSource
 
 metadata = MetaData()
+
+_ESCAPE = "\ufdd0"
+"""A noncharacter, which no text means anything by."""
+
+
+class AnyText(TypeDecorator[str]):
+    """Text as a model writes it, which may hold a NUL: PostgreSQL keeps none, so there it is written as two others."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """What is kept."""
+        if value is None or dialect.name != "postgresql" or ("\0" not in value and _ESCAPE not in value):
+            return value
+        return value.replace(_ESCAPE, _ESCAPE * 2).replace("\0", f"{_ESCAPE}0")
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        """What was given."""
+        if value is None or dialect.name != "postgresql" or _ESCAPE not in value:
+            return value
+        return _ESCAPED.sub(lambda found: "\0" if found[1] == "0" else _ESCAPE, value)
+
+
+_ESCAPED = re.compile(f"{_ESCAPE}(.)", re.DOTALL)
 
 chat_sessions = Table(
     "chat_sessions",
@@ -52,7 +80,7 @@ messages = Table(
     Column("id", String(32), primary_key=True),
     Column("session_id", String(32), ForeignKey("chat_sessions.id", ondelete="CASCADE"), nullable=False),
     Column("role", String(10), nullable=False),
-    Column("content", Text, nullable=False),
+    Column("content", AnyText, nullable=False),
     Column("stream_id", String(64)),
     Column("tokens", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
@@ -84,6 +112,7 @@ _ADD_SESSION = insert(chat_sessions)
 _SESSION = select(chat_sessions).where(
     chat_sessions.c.id == bindparam("session"), chat_sessions.c.user_id == bindparam("user")
 )
+_HOLD = select(chat_sessions.c.id).where(chat_sessions.c.id == bindparam("session")).with_for_update()
 _ADD_MESSAGE = insert(messages)
 # A question and its answer may share an instant on a coarse clock; the role then keeps them in order.
 _MESSAGES = (
@@ -123,6 +152,11 @@ def find_session(connection: Connection, session_id: SessionId, *, user_id: User
     """The user's chat session of that id; None for somebody else's."""
     row = connection.execute(_SESSION, {"session": session_id, "user": user_id}).one_or_none()
     return None if row is None else ChatSession(**row._asdict())
+
+
+def hold_session(connection: Connection, session_id: SessionId) -> None:
+    """Keep others from beginning a stream in it until the transaction ends, where writers run side by side."""
+    connection.execute(_HOLD, {"session": session_id})
 
 
 def list_sessions(

@@ -111,18 +111,20 @@ def statement(
     async def work(parts: "Parts") -> "list[Transfer]":
         return await parts.accounting.statement(await parts.auth.resolve(who), after=after, limit=limit)
 
+    from parshall.accounting.model import FLOWS
+
     rows = [
         {
-            "id": transfer.id,
+            "id": transfer.number,
             "at": rfc3339(transfer.at),
-            "kind": transfer.movement.kind.value,
-            "debit": transfer.movement.debit.value,
-            "credit": transfer.movement.credit.value,
-            "credits": wire(transfer.movement.amount),
+            "kind": transfer.kind.value,
+            "debit": FLOWS[transfer.kind][0].value,
+            "credit": FLOWS[transfer.kind][1].value,
+            "credits": wire(transfer.amount),
             "availableAfter": wire(transfer.available_after),
-            "streamingSessionId": transfer.movement.reservation_id,
-            "grantId": transfer.movement.grant_id,
-            "note": transfer.movement.note,
+            "streamingSessionId": transfer.reservation_id,
+            "grantId": transfer.grant_id,
+            "note": transfer.note,
         }
         for transfer in local(work)
     ]

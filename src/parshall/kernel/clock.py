@@ -31,3 +31,9 @@ def instant(moment: datetime) -> int:
     """Microseconds since the epoch of an aware datetime (a naive one is taken as UTC)."""
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return (aware - _EPOCH) // timedelta(microseconds=1)
+
+
+def calendar_month(at: int) -> int:
+    """The calendar month (UTC) of the instant `at`, counted from the year 0."""
+    moment = _EPOCH + timedelta(microseconds=at)
+    return moment.year * 12 + moment.month - 1

@@ -11,11 +11,14 @@ from sqlalchemy import Connection
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
-"""A unit of work: synchronous, free of other I/O, safe to run again after a failure. It never commits."""
+"""A unit of work: synchronous, free of other I/O, safe to run again after a failure. It never commits.
+
+It lets the errors of its statements pass: PostgreSQL refuses every statement after a failed one.
+"""
 
 
 class Database(Protocol):
-    """Transactions on one service's records. Implemented by SqliteDatabase."""
+    """Transactions on one service's records. Implemented by SqliteDatabase and PostgresDatabase."""
 
     async def read(self, work: Work[T]) -> T:
         """Run `work` on a consistent snapshot; a write in it fails. Raises Unavailable once closed."""
@@ -24,13 +27,25 @@ class Database(Protocol):
     async def write(self, work: Work[T]) -> T:
         """Run `work` in a transaction and return its result once that is durable; an exception undoes all of it.
 
-        Raises Unavailable where nothing could be kept, and once closed.
+        Raises Unavailable where nothing could be kept, where it is not known whether it was, and once closed.
         """
+        ...
+
+    def instant(self, connection: Connection) -> int:
+        """Microseconds since the epoch by the database's clock: what is due is the same to every replica."""
         ...
 
     async def close(self) -> None:
         """Finish what is under way and release every connection."""
         ...
+
+
+def carry_out(work: Work[T], connection: Connection) -> T:
+    """The result of `work`, which may fail with anything."""
+    try:
+        return work(connection)
+    except StopIteration as error:  # a future refuses to carry it: the caller would wait for ever
+        raise RuntimeError("a unit of work raised StopIteration") from error
 
 
 def migrate(connection: Connection, package: str) -> None:

@@ -16,7 +16,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool
 
-from parshall.kernel.database import T, Work, migrate
+from parshall.kernel.clock import Clock, now
+from parshall.kernel.database import T, Work, carry_out, migrate
 from parshall.kernel.errors import StartupError, Unavailable
 
 GROUP_MAX = 256
@@ -37,9 +38,12 @@ class _Unit:
 class SqliteDatabase:
     """The embedded engine. `synchronous=FULL` makes a commit survive power loss, `NORMAL` a kill of the process."""
 
-    def __init__(self, path: Path, *, package: str, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
+    def __init__(
+        self, path: Path, *, package: str, synchronous: Literal["FULL", "NORMAL"] = "FULL", clock: Clock = now
+    ) -> None:
         """Open (or make) the file and bring its tables forward. Raises StartupError with one sentence."""
         self._path = path
+        self._clock = clock
         self._engine = _engine(path, synchronous)
         self._queue: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS_MAX, thread_name_prefix=f"read-{path.stem}")
@@ -75,6 +79,10 @@ class SqliteDatabase:
         self._queue.put(unit)
         return cast(T, await asyncio.shield(asyncio.wrap_future(unit.answer)))
 
+    def instant(self, connection: Connection) -> int:  # noqa: ARG002 - another engine asks its server
+        """The clock that was handed in: a file has none of its own, and all its writers share this machine's."""
+        return self._clock()
+
     async def close(self) -> None:
         """Commit what is queued, then close every connection."""
         if self._closed:
@@ -89,7 +97,7 @@ class SqliteDatabase:
         with self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN")
             try:
-                return _result(work, connection)
+                return carry_out(work, connection)
             finally:
                 connection.exec_driver_sql("ROLLBACK")
 
@@ -138,20 +146,13 @@ def _commit_group(connection: Connection, group: list[_Unit]) -> None:
 def _attempt(connection: Connection, unit: _Unit) -> tuple[Any, BaseException | None]:
     connection.exec_driver_sql("SAVEPOINT unit")
     try:
-        result = _result(unit.work, connection)
+        result = carry_out(unit.work, connection)
     except BaseException as error:  # whatever it is belongs to the caller: the writer must outlive every unit
         connection.exec_driver_sql("ROLLBACK TO unit")
         connection.exec_driver_sql("RELEASE unit")
         return None, error
     connection.exec_driver_sql("RELEASE unit")
     return result, None
-
-
-def _result(work: Work[T], connection: Connection) -> T:
-    try:
-        return work(connection)
-    except StopIteration as error:  # a future refuses to carry it: the caller would wait for ever
-        raise RuntimeError("a unit of work raised StopIteration") from error
 
 
 def _migrated(engine: Engine, package: str) -> Connection:

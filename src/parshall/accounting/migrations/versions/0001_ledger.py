@@ -147,7 +147,8 @@ def _forbid_changes_of_transfers() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.execute(
             "CREATE FUNCTION transfers_are_append_only() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$ BEGIN RAISE EXCEPTION 'transfers are append-only'; END $$"
+            "$$ BEGIN RAISE EXCEPTION 'transfers are append-only' "
+            "USING ERRCODE = 'integrity_constraint_violation'; END $$"
         )
         op.execute(
             "CREATE TRIGGER transfers_kept BEFORE UPDATE OR DELETE ON transfers "

@@ -1,0 +1,237 @@
+"""The working set of one batch: accounts, grants, members, reservations; balances change nowhere but in `post`."""
+
+from bisect import insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from parshall.accounting.chain import GENESIS, Entry, link
+from parshall.accounting.model import (
+    FLOWS,
+    Book,
+    Grant,
+    Kind,
+    ModelWithoutPrice,
+    Reservation,
+    UnknownReservation,
+    effect,
+)
+from parshall.accounting.organisation import Member
+from parshall.accounting.pricing import PriceVersion
+from parshall.kernel.ids import StreamId, UserId
+from parshall.kernel.metering import Slice
+
+_AVAILABLE = {kind: effect(kind, Book.AVAILABLE) for kind in FLOWS}
+_RESERVED = {kind: effect(kind, Book.RESERVED) for kind in FLOWS}
+_NAMES = {kind: kind.value for kind in FLOWS}
+
+Parts = list[tuple[str, int]]
+"""Grants and what each gave in microcredits, in the order of taking."""
+
+
+@dataclass(slots=True)
+class HeldGrant:
+    """A grant as the batch changes it."""
+
+    grant: Grant
+    remaining: int
+    fresh: bool = False
+
+    @property
+    def rank(self) -> tuple[int, int, int, str]:
+        """The order of use (M6)."""
+        return self.grant.rank
+
+
+@dataclass(slots=True)
+class HeldAccount:
+    """An account as the batch changes it, locked until the batch is committed. `before` is what was available then."""
+
+    id: str
+    available: int = 0
+    reserved: int = 0
+    number: int = 0
+    head: str = GENESIS
+    created_at: int = 0
+    fresh: bool = True
+    before: int = 0
+    grants: list[HeldGrant] = field(default_factory=list)
+
+    @property
+    def posted(self) -> int:
+        """Available and reserved together."""
+        return self.available + self.reserved
+
+
+class Books:
+    """All that the operations of one batch may read and change; the store loads it and saves what has changed."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        at: int,
+        prices: Callable[[str], PriceVersion | None],
+        versions: Callable[[str], PriceVersion],
+        announces: bool = False,
+    ) -> None:
+        """`at` is the batch's instant by the database's clock; `announces` turns events on."""
+        self.connection = connection
+        self.at = at
+        self.accounts: dict[str, HeldAccount] = {}
+        self.grants: dict[str, HeldGrant] = {}
+        self.members: dict[UserId, Member] = {}
+        self.reservations: dict[StreamId, Reservation] = {}
+        self.answers: dict[tuple[StreamId, int], tuple[int, Slice]] = {}
+        self.transfers: list[tuple[Any, ...]] = []
+        self.slices: list[tuple[Any, ...]] = []
+        self.events: list[tuple[str, str, str]] = []
+        self.changed_accounts: dict[str, HeldAccount] = {}
+        self.changed_grants: dict[str, HeldGrant] = {}
+        self.changed_members: dict[UserId, Member] = {}
+        self.opened: dict[StreamId, Reservation] = {}
+        self.changed: dict[StreamId, Reservation] = {}
+        self._in_force: dict[str, PriceVersion | None] = {}
+        self._prices = prices
+        self.price_version = versions
+        self.announces = announces
+
+    # ── Finding ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def account(self, account_id: str) -> HeldAccount:
+        """An account that the batch holds; an empty one where it was never opened."""
+        held = self.accounts.get(account_id)
+        if held is None:
+            held = self.accounts[account_id] = HeldAccount(id=account_id, created_at=self.at)
+        return held
+
+    def reservation(self, stream_id: StreamId) -> Reservation:
+        """The reservation of a stream. Raises UnknownReservation."""
+        found = self.reservations.get(stream_id)
+        if found is None:
+            raise UnknownReservation
+        return found
+
+    def price(self, model_id: str) -> PriceVersion:
+        """The price in force. Raises ModelWithoutPrice."""
+        if model_id not in self._in_force:
+            self._in_force[model_id] = self._prices(model_id)
+        version = self._in_force[model_id]
+        if version is None:
+            raise ModelWithoutPrice
+        return version
+
+    # ── Moving ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def post(
+        self,
+        account: HeldAccount,
+        kind: Kind,
+        amount: int,
+        *,
+        grant: HeldGrant | None = None,
+        reservation_id: StreamId | None = None,
+        note: str = "",
+    ) -> int:
+        """Record a transfer and apply it to the account and the grant it names; its number. Nothing overdraws (M2)."""
+        assert amount > 0
+        change = _AVAILABLE[kind] * amount
+        account.available += change
+        account.reserved += _RESERVED[kind] * amount
+        assert account.available >= 0 and account.reserved >= 0, f"{kind} of {amount} would overdraw {account.id}"
+        grant_id = None
+        if grant is not None:
+            grant_id = grant.grant.id
+            if change:
+                grant.remaining += change
+                assert 0 <= grant.remaining <= grant.grant.amount, f"{kind} of {amount} does not fit grant {grant_id}"
+                self.changed_grants[grant_id] = grant
+        account.number += 1
+        entry: Entry = (
+            account.id,
+            account.number,
+            _NAMES[kind],
+            amount,
+            grant_id,
+            reservation_id,
+            self.at,
+            account.available,
+            note,
+        )
+        account.head = link(account.head, entry)
+        self.transfers.append((*entry, account.head))
+        self.changed_accounts[account.id] = account
+        return account.number
+
+    def take(self, account: HeldAccount, kind: Kind, amount: int, **named: Any) -> Parts:
+        """Post `amount` as a transfer of `kind` from each grant that gives, in order of use (M6). It must be there."""
+        parts: Parts = []
+        missing = amount
+        for held in account.grants:
+            if missing == 0:
+                break
+            if (given := min(held.remaining, missing)) > 0:
+                self.post(account, kind, given, grant=held, **named)
+                parts.append((held.grant.id, given))
+                missing -= given
+        assert missing == 0, "the grants of an account hold all that is available"
+        return parts
+
+    def add_grant(self, account: HeldAccount, grant: Grant) -> HeldGrant:
+        """A new grant of an account, still empty: the posting of its transfer fills it."""
+        held = HeldGrant(grant=grant, remaining=0, fresh=True)
+        self.grants[grant.id] = held
+        self.changed_grants[grant.id] = held
+        insort(account.grants, held, key=_rank)
+        return held
+
+    def expire_grants(self, account: HeldAccount) -> int:
+        """Book what is left of every due grant of an account as expired; how many were due."""
+        count = 0
+        for held in account.grants:
+            if held.remaining and held.grant.due(at=self.at):
+                self.post(account, Kind.EXPIRE, held.remaining, grant=held)
+                count += 1
+        return count
+
+    def count(self, reservation: Reservation, change: int) -> None:
+        """Count what a stream holds or has cost toward its member's limits, where an organisation pays."""
+        if reservation.account_id == reservation.user_id or change == 0:
+            return
+        member = self.members.get(reservation.user_id)
+        if member is not None and member.organisation_id == reservation.account_id:
+            member.count(change, since=reservation.created_at, at=self.at)
+            self.changed_members[member.user_id] = member
+
+    def touch(self, reservation: Reservation) -> None:
+        """Have a reservation saved that was changed."""
+        self.changed[reservation.id] = reservation
+
+    def emit(self, kind: str, subject: str, body: dict[str, Any]) -> None:
+        """Announce what happened, in the same transaction; nothing where no webhook is configured."""
+        if self.announces:
+            self.events.append((kind, subject, msgspec.json.encode(body).decode()))
+
+
+def _rank(held: HeldGrant) -> tuple[int, int, int, str]:
+    return held.grant.rank
+
+
+def stored_parts(parts: Sequence[tuple[str, int]]) -> str:
+    """Parts as JSON text."""
+    return msgspec.json.encode(parts).decode()
+
+
+def read_parts(text: str) -> Parts:
+    """The inverse of `stored_parts`."""
+    return msgspec.json.decode(text, type=Parts)
+
+
+def joined(parts: Parts, more: Parts) -> Parts:
+    """What was taken before and what is taken now; a grant that gave last and gives again stays one part."""
+    if parts and more and parts[-1][0] == more[0][0]:
+        return [*parts[:-1], (parts[-1][0], parts[-1][1] + more[0][1]), *more[1:]]
+    return [*parts, *more]

@@ -1,0 +1,141 @@
+"""Combines the operations that wait at the same time into one transaction: a busy account is locked once for many."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from sqlalchemy import Connection
+
+from parshall.accounting import queries, store
+from parshall.accounting.books import Books
+from parshall.accounting.pricing import PriceVersion
+from parshall.kernel.database import Database
+from parshall.kernel.errors import ParshallError, Unavailable
+from parshall.kernel.ids import StreamId, UserId
+
+T = TypeVar("T")
+
+OPERATIONS_PER_BATCH_MAX = 128
+BATCHES_AT_ONCE = 2
+"""While one is written the next is ready: the database never waits for the event loop, nor the loop for it."""
+VERSIONS_KEPT_MAX = 4096
+"""Price versions held in memory: they never change."""
+
+
+@dataclass(slots=True)
+class Operation(Generic[T]):
+    """One change of the books and what it needs to be held and loaded.
+
+    `apply` is the rule. It raises a ParshallError before it changes anything: what is refused must leave no trace in
+    the batch that others share. `step` names the extension whose earlier answer it may have to repeat.
+    """
+
+    apply: Callable[[Books], T]
+    user_id: UserId | None = None
+    account_id: str | None = None
+    stream_id: StreamId | None = None
+    step: int = 0
+
+
+_Answer = tuple[Any, ParshallError | None]
+_Waiting = tuple[Operation[Any], "asyncio.Future[Any]"]
+
+
+class Combiner:
+    """Runs operations in batches, in the order of their arrival: whatever waits when a batch can begin makes it."""
+
+    def __init__(self, database: Database, *, settled: Callable[[Books], None] | None = None) -> None:
+        """`settled` looks at the books of each batch before they are saved, to announce what happened."""
+        self._database = database
+        self._settled = settled
+        self._waiting: list[_Waiting] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._versions: dict[str, PriceVersion] = {}
+
+    async def run(self, operation: Operation[T]) -> T:
+        """What `operation` returns or raises, once its batch is durable.
+
+        A caller that is cancelled meanwhile does not undo it: whoever must know asks again with the same key.
+        """
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((operation, answer))
+        if len(self._tasks) < BATCHES_AT_ONCE:
+            task = asyncio.create_task(self._drain())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await answer
+
+    async def close(self) -> None:
+        """Finish what waits."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            batch = self._waiting[:OPERATIONS_PER_BATCH_MAX]
+            del self._waiting[:OPERATIONS_PER_BATCH_MAX]
+            await self._answer(batch)
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        operations = [operation for operation, _ in batch]
+        try:
+            answers = await self._database.write(lambda connection: self._apply(connection, operations))
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, Unavailable):
+                for each in batch:  # a broken operation must not take others with it
+                    await self._answer([each])
+                return
+            answers = []
+            _refuse(batch, error)
+        for (_, waiting), (result, refusal) in zip(batch, answers, strict=False):
+            if waiting.done():
+                continue
+            if refusal is None:
+                waiting.set_result(result)
+            else:
+                waiting.set_exception(refusal)
+
+    def _apply(self, connection: Connection, operations: list[Operation[Any]]) -> list[_Answer]:
+        """The batch's unit of work."""
+        at = self._database.instant(connection)
+        books = Books(
+            connection,
+            at=at,
+            prices=lambda model_id: queries.price_in_force(connection, model_id, at=at),
+            versions=lambda version: self._version(connection, version),
+            announces=self._settled is not None,
+        )
+        store.load(
+            books,
+            users=[each.user_id for each in operations if each.user_id is not None],
+            accounts=[each.account_id for each in operations if each.account_id is not None],
+            streams=[each.stream_id for each in operations if each.stream_id is not None],
+            steps=[(each.stream_id, each.step) for each in operations if each.step and each.stream_id is not None],
+        )
+        answers = [_attempt(operation, books) for operation in operations]
+        if self._settled is not None:
+            self._settled(books)
+        store.save(books)
+        return answers
+
+    def _version(self, connection: Connection, version: str) -> PriceVersion:
+        known = self._versions.get(version)
+        if known is None:
+            if len(self._versions) >= VERSIONS_KEPT_MAX:
+                self._versions.clear()
+            known = self._versions[version] = queries.find_price(connection, version)
+        return known
+
+
+def _attempt(operation: Operation[T], books: Books) -> tuple[T, ParshallError | None]:
+    try:
+        return operation.apply(books), None
+    except ParshallError as refusal:
+        return cast(T, None), refusal
+
+
+def _refuse(batch: list[_Waiting], error: Exception) -> None:
+    for _, waiting in batch:
+        if not waiting.done():
+            waiting.set_exception(error)
