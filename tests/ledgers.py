@@ -122,9 +122,10 @@ def check_reservations(books: Books) -> None:
         assert kept.reserved == by_account[name], "what is reserved is what active reservations hold"
 
 
-def check_ledger(path: Path) -> None:
-    """The same for the database of a process that has ended."""
-    engine = create_engine(f"sqlite:///{path}")
+def check_ledger(where: Path | str) -> None:
+    """The same for the database of a process that has ended: a file, or an address of PostgreSQL."""
+    url = f"sqlite:///{where}" if isinstance(where, Path) else where.replace("postgresql://", "postgresql+psycopg://")
+    engine = create_engine(url)
     with engine.connect() as connection:
         check_books(read_books(connection))
     engine.dispose()

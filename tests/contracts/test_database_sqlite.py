@@ -1,6 +1,9 @@
 """What the engine SQLite promises beyond the port Database."""
 
+import asyncio
+import itertools
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,24 @@ async def test_a_write_waits_for_another_process_and_then_says_so(
     assert await within(database.write(put("hits"))) == "hits"
     assert await database.read(lambda c: c.execute(select(func.count()).select_from(tallies)).scalar_one()) == 1
     await database.close()
+
+
+async def test_two_writers_on_one_file_both_get_through_under_load_without_a_word_of_a_lock(
+    tmp_path: Path, packages: dict[str, str]
+) -> None:
+    """SQLite has no queue for its lock: who waits asks again and again, while the other one takes it at once."""
+    path = tmp_path / "some.db"
+    busy, other = (SqliteDatabase(path, package=packages["newer"]) for _ in range(2))
+    ended, numbers, until = {busy: 0, other: 0}, itertools.count(), time.monotonic() + 1
+
+    async def load(database: SqliteDatabase) -> None:
+        while time.monotonic() < until:
+            await database.write(put(f"hits-{next(numbers)}"))
+            ended[database] += 1
+
+    await asyncio.gather(*(load(database) for database in [busy] * 32 + [other] * 4))
+    assert min(ended.values()) > 0
+    kept = await busy.read(lambda c: c.execute(select(func.count()).select_from(tallies)).scalar_one())
+    assert kept == sum(ended.values())
+    for database in (busy, other):
+        await database.close()

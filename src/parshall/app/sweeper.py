@@ -5,6 +5,7 @@ import asyncio
 from parshall.accounting.service import Accounting
 from parshall.chat.streaming import Streaming
 from parshall.kernel.clock import SECOND, Clock
+from parshall.kernel.errors import Unavailable
 from parshall.kernel.telemetry import log
 
 SWEEP_SECONDS = 2.0
@@ -30,6 +31,8 @@ class Sweeper:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 await self._pass(trim=passes % TRIM_EVERY_SWEEPS == 0)
+            except Unavailable as error:  # a database that is down says nothing about this code
+                _logger.warning("sweep_put_off", reason=error.detail)
             except Exception:
                 _logger.exception("sweep_failed")
             passes += 1

@@ -1,17 +1,21 @@
 """The end of a stream, in the order that loses nothing: keep the outcome, settle, then close the log."""
 
 import asyncio
+import time
 
 from parshall.chat.model import Ending, Stream, terminal
 from parshall.chat.ports import Lease, Ledger, LogUnavailable, StreamLog
 from parshall.chat.records import Records
 from parshall.kernel import sse
-from parshall.kernel.errors import ParshallError
+from parshall.kernel.errors import ParshallError, Unavailable
 from parshall.kernel.metering import Settlement
 from parshall.kernel.telemetry import log
 
 SETTLE_SECONDS_MAX = 5.0
 """How long readers wait for the receipt after the last token; what accounting has not answered then is pending."""
+END_SECONDS_MAX = 10.0
+"""How long a stream that has ended waits for the database that is to keep that; then the sweep ends it by its log."""
+END_RETRY_SECONDS = 0.25
 
 _logger = log("streams")
 
@@ -27,10 +31,25 @@ class Concluder:
 
     async def conclude(self, stream: Stream, ending: Ending, *, text: str, lease: Lease, next_offset: int) -> Stream:
         """End, settle and close a stream that this process holds. Raises LeaseLost if it does not."""
-        ended = await self._records.end(stream, ending, text=text, epoch=lease.epoch)
+        ended = await self._end(stream, ending, text=text, lease=lease)
         settled = await self.settle(ended)
         await self.close(settled, lease, next_offset=next_offset)
         return settled
+
+    async def _end(self, stream: Stream, ending: Ending, *, text: str, lease: Lease) -> Stream:
+        """Keep how it ended, in spite of a database that is away for a moment: a later sweep would know less.
+
+        An end that was kept without an answer meets itself as LeaseLost; the sweep then settles and closes.
+        """
+        latest = time.monotonic() + END_SECONDS_MAX
+        while True:
+            try:
+                return await self._records.end(stream, ending, text=text, epoch=lease.epoch)
+            except Unavailable as error:
+                if time.monotonic() > latest:
+                    raise
+                _logger.warning("end_not_kept_yet", stream=stream.id, reason=error.detail)
+            await asyncio.sleep(END_RETRY_SECONDS)
 
     async def settle(self, stream: Stream) -> Stream:
         """Have accounting settle an ended stream; without an answer the settlement stays pending for the sweeper."""

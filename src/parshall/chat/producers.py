@@ -7,6 +7,7 @@ from parshall.chat.model import Outcome, Stream
 from parshall.chat.ports import LeaseLost, LogUnavailable, StreamLog
 from parshall.chat.turn import Producer
 from parshall.kernel.clock import SECOND, Clock
+from parshall.kernel.errors import Unavailable
 from parshall.kernel.ids import SessionId, StreamId
 from parshall.kernel.telemetry import log
 
@@ -89,6 +90,9 @@ class Producers:
             raise
         except LeaseLost:
             _logger.warning("lease_lost", stream=producer.stream.id)
+            raise
+        except Unavailable as error:
+            _logger.warning("stream_left_to_the_sweep", stream=producer.stream.id, reason=error.detail)
             raise
         except Exception:
             _logger.exception("producer_failed", stream=producer.stream.id)
