@@ -466,6 +466,18 @@ async def test_deducting_charges_and_refuses_what_is_not_there(world: World) -> 
     assert await world.available() == 40
 
 
+async def test_a_grant_that_is_due_already_is_refused_and_pays_for_nothing_in_its_batch(world: World) -> None:
+    late, set_late, deducted = await asyncio.gather(
+        world.grant(100, seconds=0),
+        world.accounting.set_balance(ANN, Credits(100), Terms(expires_at=world.at, granted_by="root")),
+        world.accounting.deduct(ANN, Credits(50)),
+        return_exceptions=True,
+    )
+    assert isinstance(late, Invalid) and isinstance(set_late, Invalid)
+    assert isinstance(deducted, InsufficientCredits)
+    assert await world.remaining() == {}
+
+
 async def test_an_account_cannot_hold_more_than_a_billion_credits(world: World) -> None:
     await world.grant(BALANCE_MAX)
     with pytest.raises(BalanceTooLarge):

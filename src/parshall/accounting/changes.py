@@ -15,6 +15,7 @@ from parshall.accounting.model import (
     Kind,
 )
 from parshall.kernel.credits import Credits, text
+from parshall.kernel.errors import Invalid
 from parshall.kernel.ids import new_id
 
 
@@ -29,18 +30,18 @@ class Terms:
 
 
 def allocate(books: Books, account_id: str, amount: int, terms: Terms) -> Grant:
-    """Issue a grant. Raises BalanceTooLarge."""
+    """Issue a grant. Raises BalanceTooLarge, Invalid for one that is due already."""
     return _issue(books, books.account(account_id), amount, terms)
 
 
 def set_balance(books: Books, account_id: str, total: int, terms: Terms) -> Changed:
-    """Make available and reserved together come to `total`. Raises BelowZero, BalanceTooLarge."""
+    """Make available and reserved together come to `total`. Raises BelowZero, and as `allocate` does."""
     account = books.account(account_id)
     return _change(books, account, total - account.posted, terms)
 
 
 def adjust(books: Books, account_id: str, difference: int, terms: Terms) -> Changed:
-    """Grant (or, below zero, revoke) `difference`. Raises BelowZero, BalanceTooLarge."""
+    """Grant (or, below zero, revoke) `difference`. Raises BelowZero, and as `allocate` does."""
     return _change(books, books.account(account_id), difference, terms)
 
 
@@ -70,6 +71,8 @@ def _change(books: Books, account: HeldAccount, difference: int, terms: Terms) -
 
 
 def _issue(books: Books, account: HeldAccount, amount: int, terms: Terms) -> Grant:
+    if terms.expires_at <= books.at:  # a request that came late, or a clock that is not the database's
+        raise Invalid("This grant would have expired already; give it a later expiry.")
     full = sum(1 for held in account.grants if held.remaining) >= GRANTS_PER_ACCOUNT_MAX
     if full or account.posted + amount > BALANCE_MAX:
         raise BalanceTooLarge

@@ -237,15 +237,15 @@ class Accounting:
     # Each has two forms: an operation, which `answer_once` runs behind an idempotency key, and that operation done.
 
     def allocating(self, account_id: str, amount: Credits, terms: Terms) -> Operation[Grant]:
-        """Issue a grant. Raises BalanceTooLarge."""
+        """Issue a grant. Raises BalanceTooLarge, Invalid for one that is due already."""
         return Operation(lambda books: changes.allocate(books, account_id, amount, terms), account_id=account_id)
 
     def setting(self, account_id: str, total: Credits, terms: Terms) -> Operation[Changed]:
-        """Make available and reserved together come to `total`. Raises BelowZero, BalanceTooLarge."""
+        """Make available and reserved together come to `total`. Raises BelowZero, and as `allocating` does."""
         return Operation(lambda books: changes.set_balance(books, account_id, total, terms), account_id=account_id)
 
     def adjusting(self, account_id: str, difference: int, terms: Terms) -> Operation[Changed]:
-        """Grant `difference`, or revoke it where negative. Raises BelowZero, BalanceTooLarge."""
+        """Grant `difference`, or revoke it where negative. Raises BelowZero, and as `allocating` does."""
         return Operation(lambda books: changes.adjust(books, account_id, difference, terms), account_id=account_id)
 
     def deducting(self, account_id: str, amount: Credits, *, note: str = "") -> Operation[Account]:
