@@ -98,6 +98,10 @@ class Site:
         held: dict[str, Any] = self.ask("GET", "/credits/balance", self.ann).json()
         return held
 
+    def stats(self, query: str = "") -> dict[str, Any]:
+        used: dict[str, Any] = self.ask("GET", f"/usage/stats{query}", self.ann).json()
+        return used
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:

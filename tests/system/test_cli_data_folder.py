@@ -126,3 +126,51 @@ def test_a_data_folder_that_cannot_be_used_is_one_sentence(commands: Commands) -
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
     assert "PARSHALL_HOME_DIR" in result.stderr
+
+
+def test_a_price_list_is_loaded_once_and_shown_first_where_that_is_asked(commands: Commands) -> None:
+    before = commands.listed("prices", "list")
+    planned = commands.listed("prices", "load", "--model", "gpt-4o", "--model", "nothing", "--dry-run")
+    assert [(row["modelId"], row["change"]) for row in planned] == [("gpt-4o", "new"), ("nothing", "skipped")]
+    assert planned[1]["notes"]
+    assert commands.listed("prices", "list") == before
+    assert "1 prices were set" in commands.done("prices", "load", "--model", "gpt-4o")
+    (priced,) = [row for row in commands.listed("prices", "list") if row["modelId"] == "gpt-4o"]
+    assert {name: priced[name] for name in ("input", "cachedInput", "output", "reasoning")} == {
+        name: planned[0][name] for name in ("input", "cachedInput", "output", "reasoning")
+    }
+    assert "0 prices were set, 1 hold already" in commands.done("prices", "load", "--model", "gpt-4o")
+    dearer = commands.listed("prices", "load", "--model", "gpt-4o", "--credits-per-dollar", "2000")
+    assert (dearer[0]["change"], dearer[0]["input"]) == ("changed", 2 * priced["input"])
+
+
+def test_a_price_is_set_from_now_or_later_and_never_for_the_past(commands: Commands) -> None:
+    commands.done("prices", "set", "mine", "--input", "1.5", "--output", "6", "--from", "2999-01-01")
+    commands.done("prices", "set", "mine", "--input", "1", "--output", "4", "--cached-input", "0.5", "--reasoning", "5")
+    now, later = [row for row in commands.listed("prices", "list") if row["modelId"] == "mine"]
+    assert [now[name] for name in ("input", "cachedInput", "output", "reasoning")] == [1, 0.5, 4, 5]
+    assert [later[name] for name in ("input", "cachedInput", "output", "reasoning")] == [1.5, 1.5, 6, 6]
+    assert later["effectiveFrom"] == "2999-01-01T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("set", "mine", "--input", "1", "--output", "1", "--from", "2020-01-01"), 1),
+        (("set", "mine", "--input", "1", "--output", "-1"), 1),
+        (("set", "mine", "--input", "1e400", "--output", "1"), 1),
+        (("set", "mine", "--input", "1", "--output", "1", "--from", "soon"), 2),
+        (("set", "a\nb", "--input", "1", "--output", "1"), 2),
+        (("set", "a" * 256, "--input", "1", "--output", "1"), 2),
+        (("load", "--provider", "nobody"), 1),
+        (("load", "--credits-per-dollar", "much"), 2),
+        (("load", "--credits-per-dollar", "NaN"), 1),
+        (("load", "--credits-per-dollar", "0"), 1),
+    ],
+)
+def test_a_price_that_is_none_is_refused_in_one_sentence(
+    commands: Commands, arguments: tuple[str, ...], code: int
+) -> None:
+    result = commands.run("prices", *arguments)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (code, 1), result.stderr
+    assert {row["modelId"] for row in commands.listed("prices", "list")} == {"*", "smollm2-135m"}

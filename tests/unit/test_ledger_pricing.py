@@ -1,6 +1,8 @@
 """Laws of pricing: exact sums, one rounding, upwards, monotonic; and what a budget affords."""
 
-from hypothesis import given
+from fractions import Fraction
+
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from parshall.accounting.pricing import Price
@@ -76,3 +78,42 @@ def test_what_is_affordable_is_covered_and_one_more_is_not(price: Price, budget:
         assert price.ceiling(input_tokens=read, output_tokens=output) <= budget
     if output < asked:
         assert price.ceiling(input_tokens=read, output_tokens=output + 1) > budget
+
+
+def exact(price: Price, usage: Usage) -> Fraction:
+    """What usage costs before any rounding, in microcredits."""
+    sorts = (
+        (usage.input_tokens - usage.cached_input_tokens, price.input),
+        (usage.cached_input_tokens, price.cached_input),
+        (usage.output_tokens - usage.reasoning_tokens, price.output),
+        (usage.reasoning_tokens, price.reasoning),
+    )
+    return sum((Fraction(tokens * rate, MILLION) for tokens, rate in sorts), Fraction(0))
+
+
+@given(prices, usages())
+def test_a_cost_is_never_below_zero_nor_below_the_exact_one_nor_a_microcredit_above_it(
+    price: Price, usage: Usage
+) -> None:
+    cost = price.cost(usage)
+    assert isinstance(cost, int) and cost >= 0
+    assert 0 <= cost - exact(price, usage) < 1
+
+
+@given(prices, counts, counts, st.integers(0, 1000), st.integers(0, 1000))
+def test_a_ceiling_never_falls_as_counts_grow(price: Price, read: int, written: int, more: int, most: int) -> None:
+    low = price.ceiling(input_tokens=read, output_tokens=written)
+    assert low <= price.ceiling(input_tokens=read + more, output_tokens=written + most)
+
+
+@given(prices, st.integers(0, 10**12), counts, st.integers(1, 200_000), st.data())
+@example(Price(input=0, cached_input=0, output=3, reasoning=3), 1, 0, 400_000, None)
+def test_affordable_is_the_exact_inverse_of_the_ceiling(
+    price: Price, budget: int, read: int, asked: int, data: st.DataObject | None
+) -> None:
+    """A count of output tokens is affordable exactly where its ceiling does not exceed the budget."""
+    output = price.affordable(budget=budget, input_tokens=read, output_tokens=asked)
+    near = [each for each in (output - 1, output, output + 1) if 1 <= each <= asked]
+    for count in [*near, *([data.draw(st.integers(1, asked))] if data else [])]:
+        covered = price.ceiling(input_tokens=read, output_tokens=count) <= budget
+        assert (count <= output) is covered

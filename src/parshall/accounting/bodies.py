@@ -3,12 +3,21 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
 
 from parshall.accounting.model import PRIORITY_MAX, TOKENS_MAX
 from parshall.accounting.pricing import Price
 from parshall.kernel.clock import INSTANT_MAX, instant
-from parshall.kernel.credits import Credits, parse_credits
+from parshall.kernel.credits import Credits, InvalidAmount, parse_credits
 from parshall.kernel.http import WireModel
 from parshall.kernel.metering import Usage, UsageSource
 
@@ -24,7 +33,8 @@ Outcome = Literal["completed", "stopped", "abandoned", "credit_limit", "provider
 # ── Values ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _printable(value: str) -> str:
+def printable(value: str) -> str:
+    """`value`, which names something and so has no control characters. Raises ValueError."""
     if not value.isprintable():  # also refuses NUL, which PostgreSQL cannot store, and lone surrogates
         raise ValueError("must not contain control characters")
     return value
@@ -48,17 +58,26 @@ def _number(value: object) -> int | float:
     return value
 
 
-def _micro(value: object) -> Credits:
-    return parse_credits(_number(value))
+def _micro(value: object, info: ValidationInfo) -> Credits:
+    return _parsed(_number(value), info)
 
 
-def _micro_or_zero(value: object) -> Credits:
-    return parse_credits(_number(value), allow_zero=True)
+def _micro_or_zero(value: object, info: ValidationInfo) -> Credits:
+    return _parsed(_number(value), info, allow_zero=True)
 
 
-def _signed_micro(value: object) -> int:
+def _signed_micro(value: object, info: ValidationInfo) -> int:
     number = _number(value)
-    return -parse_credits(-number) if number < 0 else parse_credits(number)
+    return -_parsed(-number, info) if number < 0 else _parsed(number, info)
+
+
+def _parsed(number: int | float, info: ValidationInfo, *, allow_zero: bool = False) -> Credits:
+    """The amount. Raises InvalidAmount, which names the member as other failures of validation do."""
+    try:
+        return parse_credits(number, allow_zero=allow_zero)
+    except InvalidAmount as error:
+        path = f"body.{to_camel(info.field_name or '')}"
+        raise InvalidAmount(error.detail, errors=[{"path": path, "message": error.detail}]) from error
 
 
 def _decimal(minimum: float | None) -> WithJsonSchema:
@@ -66,8 +85,8 @@ def _decimal(minimum: float | None) -> WithJsonSchema:
     return WithJsonSchema({"type": "number", "multipleOf": 0.000001, **limits})
 
 
-Who = Annotated[str, Field(min_length=1, max_length=WHO_CHARACTERS_MAX), AfterValidator(_printable)]
-ModelId = Annotated[str, Field(min_length=1, max_length=MODEL_ID_CHARACTERS_MAX), AfterValidator(_printable)]
+Who = Annotated[str, Field(min_length=1, max_length=WHO_CHARACTERS_MAX), AfterValidator(printable)]
+ModelId = Annotated[str, Field(min_length=1, max_length=MODEL_ID_CHARACTERS_MAX), AfterValidator(printable)]
 Notes = Annotated[str, Field(max_length=NOTES_CHARACTERS_MAX), AfterValidator(_without_nul)]
 Tokens = Annotated[int, Field(strict=True, ge=0, le=TOKENS_MAX)]
 SomeTokens = Annotated[int, Field(strict=True, ge=1, le=TOKENS_MAX)]
@@ -199,12 +218,7 @@ class PriceBody(WireModel):
 
     def price(self) -> Price:
         """As pricing takes it."""
-        return Price(
-            input=self.input,
-            cached_input=self.input if self.cached_input is None else self.cached_input,
-            output=self.output,
-            reasoning=self.output if self.reasoning is None else self.reasoning,
-        )
+        return Price.of(input=self.input, output=self.output, cached_input=self.cached_input, reasoning=self.reasoning)
 
 
 # ── Streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────

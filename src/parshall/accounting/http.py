@@ -1,9 +1,8 @@
 """Accounting over HTTP: credits and prices, with the routes of streams beside them."""
 
-import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 
 from parshall.accounting.bodies import (
     AdjustBody,
@@ -18,55 +17,28 @@ from parshall.accounting.bodies import (
     Who,
 )
 from parshall.accounting.changes import Terms
+from parshall.accounting.edge import Key, Ledger, json_text, once_of
 from parshall.accounting.http_streams import router as streams
+from parshall.accounting.http_usage import router as usage
 from parshall.accounting.model import Account, Changed, Grant
-from parshall.accounting.once import Once
 from parshall.accounting.pricing import PriceVersion
 from parshall.accounting.service import ENTRIES_PER_PAGE_MAX, Accounting
 from parshall.accounting.wire import balance_wire, changed_wire, entry_wire, grant_wire, price_wire, rendered
 from parshall.kernel.clock import DAY, instant
 from parshall.kernel.credits import text, wire
-from parshall.kernel.errors import Invalid
-from parshall.kernel.http import Admin, Supervisor, User, WireModel
+from parshall.kernel.http import Admin, Supervisor, User
 from parshall.kernel.ids import UserId
 from parshall.kernel.tokens import Principal
 
 router = APIRouter(prefix="/api", tags=["accounting"])
 router.include_router(streams)
+router.include_router(usage)
 
 ENTRIES_PER_PAGE_DEFAULT = 100
 _ID_MAX = 2**63 - 1
-_KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
 
-
-async def _service(request: Request) -> Accounting:
-    accounting: Accounting = request.app.state.accounting
-    return accounting
-
-
-async def _idempotency_key(
-    key: Annotated[str | None, Header(alias="Idempotency-Key", description="makes a repeated request safe")] = None,
-) -> str | None:
-    if key is not None and not _KEY.match(key):
-        raise Invalid("An Idempotency-Key has 1 to 255 printable ASCII characters; make another one.")
-    return key
-
-
-Ledger = Annotated[Accounting, Depends(_service)]
-Key = Annotated[str | None, Depends(_idempotency_key)]
 Limit = Annotated[int, Query(ge=1, le=ENTRIES_PER_PAGE_MAX)]
 After = Annotated[int, Query(ge=0, le=_ID_MAX, description="the last entry already seen")]
-
-
-def _once(key: str | None, caller: Principal, operation: str, user_id: UserId, body: WireModel) -> Once | None:
-    if key is None:
-        return None
-    asked = body.model_dump(mode="json", exclude={"user_id"})
-    return Once.of(user_id, asked, caller=caller.user_id, operation=operation, key=key)
-
-
-def _json(body: str, status: int = 200) -> Response:
-    return Response(body, status_code=status, media_type="application/json")
 
 
 # ── Balances ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,9 +138,9 @@ async def deduct(body: DeductBody, accounting: Ledger, user: User, key: Key) -> 
         message = f"{text(body.credits)} credits were deducted."
         return rendered({"success": True, "message": message, "remainingBalance": wire(account.available)})
 
-    once = _once(key, user, "deduct", user.user_id, body)
+    once = once_of(key, user, "deduct", user.user_id, body)
     work = accounting.deducting(user.user_id, body.credits, note=body.notes)
-    return _json(await accounting.answer_once(work, render=render, status=200, once=once))
+    return json_text(await accounting.answer_once(work, render=render, status=200, once=once))
 
 
 @router.post("/credits/allocate", status_code=201)
@@ -176,54 +148,54 @@ async def deduct(body: DeductBody, accounting: Ledger, user: User, key: Key) -> 
 async def allocate(body: AllocateBody, accounting: Ledger, caller: Supervisor, key: Key) -> Response:
     """Grant credits to a user, named by id, username or e-mail address. For supervisors."""
     user_id = await accounting.directory.resolve(body.user_id)
-    once = _once(key, caller, "allocate", user_id, body)
+    once = once_of(key, caller, "allocate", user_id, body)
     work = accounting.allocating(user_id, body.credits, _terms(accounting, body, caller))
 
     def render(grant: Grant) -> str:
         return rendered(grant_wire(grant) | {"message": f"{text(grant.amount)} credits were allocated."})
 
-    return _json(await accounting.answer_once(work, render=render, status=201, once=once), 201)
+    return json_text(await accounting.answer_once(work, render=render, status=201, once=once), 201)
 
 
 @router.post("/credits/set")
 async def set_credits(body: SetBody, accounting: Ledger, caller: Supervisor, key: Key) -> Response:
     """Make a user's total (held by running streams included) come to so many credits. For supervisors."""
     user_id = await accounting.directory.resolve(body.user_id)
-    once = _once(key, caller, "set", user_id, body)
+    once = once_of(key, caller, "set", user_id, body)
     work = accounting.setting(user_id, body.credits, _terms(accounting, body, caller))
 
     def render(changed: Changed) -> str:
         return rendered(changed_wire(changed, f"The balance was set to {text(changed.new)} credits."))
 
-    return _json(await accounting.answer_once(work, render=render, status=200, once=once))
+    return json_text(await accounting.answer_once(work, render=render, status=200, once=once))
 
 
 @router.put("/credits/adjust")
 async def adjust(body: AdjustBody, accounting: Ledger, caller: Supervisor, key: Key) -> Response:
     """Add credits to a user's account, or take them where `adjustment` is negative. For supervisors."""
     user_id = await accounting.directory.resolve(body.user_id)
-    once = _once(key, caller, "adjust", user_id, body)
+    once = once_of(key, caller, "adjust", user_id, body)
     work = accounting.adjusting(user_id, body.adjustment, _terms(accounting, body, caller))
 
     def render(changed: Changed) -> str:
         answer = changed_wire(changed, f"The balance is now {text(changed.new)} credits.")
         return rendered(answer | {"adjustment": wire(body.adjustment)})
 
-    return _json(await accounting.answer_once(work, render=render, status=200, once=once))
+    return json_text(await accounting.answer_once(work, render=render, status=200, once=once))
 
 
 @router.delete("/credits/remove")
 async def remove(body: RemoveBody, accounting: Ledger, caller: Supervisor, key: Key) -> Response:
     """Take credits back from a user. For supervisors."""
     user_id = await accounting.directory.resolve(body.user_id)
-    once = _once(key, caller, "remove", user_id, body)
+    once = once_of(key, caller, "remove", user_id, body)
     work = accounting.adjusting(user_id, -body.credits, _terms(accounting, body, caller))
 
     def render(changed: Changed) -> str:
         answer = changed_wire(changed, f"{text(body.credits)} credits were removed.")
         return rendered(answer | {"removedCredits": wire(body.credits)})
 
-    return _json(await accounting.answer_once(work, render=render, status=200, once=once))
+    return json_text(await accounting.answer_once(work, render=render, status=200, once=once))
 
 
 # ── Prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,10 +211,10 @@ async def prices(accounting: Ledger, _user: User) -> dict[str, Any]:
 async def put_price(body: PriceBody, accounting: Ledger, caller: Admin, key: Key) -> Response:
     """Set a model's price from now or from an instant to come; running streams keep the one they began at."""
     start = None if body.effective_from is None else instant(body.effective_from)
-    once = _once(key, caller, "price", caller.user_id, body)
+    once = once_of(key, caller, "price", caller.user_id, body)
     work = accounting.prices.putting(body.model_id, body.price(), set_by=caller.user_id, effective_from=start)
 
     def render(version: PriceVersion) -> str:
         return rendered(price_wire(version))
 
-    return _json(await accounting.answer_once(work, render=render, status=200, once=once))
+    return json_text(await accounting.answer_once(work, render=render, status=200, once=once))

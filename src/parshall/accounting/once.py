@@ -32,13 +32,14 @@ class Once:
 def answering(operation: Operation[T], *, render: Callable[[T], str], status: int, once: Once | None) -> Operation[str]:
     """The operation with its answer rendered and, under an idempotency key, kept; a replay gets that text.
 
-    Without a key every call is a new request. It raises KeyReused for the same key with another request (M4).
+    Without a key every call is a new request, and a refused one leaves its key unused. It raises KeyReused for the same
+    key with another request (M4).
     """
 
     def apply(books: Books) -> str:
         if once is None:
             return render(operation.apply(books))
-        known = queries.answered(books.connection, once.scope, once.key, fingerprint=once.fingerprint)
+        known = queries.answered(books.connection, once.scope, once.key, fingerprint=once.fingerprint, at=books.at)
         if known is not None:
             return known
         body = render(operation.apply(books))

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from parshall.accounting import queries
 from parshall.accounting.books import Books
 from parshall.accounting.combine import Combiner, Operation
-from parshall.accounting.model import ModelWithoutPrice
+from parshall.accounting.model import ModelWithoutPrice, PriceConflict
 from parshall.accounting.pricing import DEFAULT_PRICES, Price, PriceVersion
 from parshall.kernel.credits import Credits
 from parshall.kernel.database import Database
@@ -76,18 +76,22 @@ class PriceList:
     async def put_all(self, wanted: Sequence[tuple[str, Price]], *, set_by: str) -> list[PriceVersion]:
         """Set many models' prices from now on, in one transaction; the versions that are new.
 
-        A model whose price in force is the same already keeps it.
+        A model whose price in force is the same already keeps it. Raises PriceConflict, and then sets none.
         """
+
+        assert len({model_id for model_id, _ in wanted}) == len(wanted), "one price a model"
 
         def apply(books: Books) -> list[PriceVersion]:
             listed = queries.current_prices(books.connection, at=books.at)
-            known = {each.model_id: each.price for each in listed if each.effective_from <= books.at}
-            return [
-                queries.add_price(
-                    books.connection, PriceVersion.of(model_id, price, effective_from=books.at, set_by=set_by)
-                )
+            known = {each.model_id: each for each in listed if each.effective_from <= books.at}
+            changed = [
+                PriceVersion.of(model_id, price, effective_from=books.at, set_by=set_by)
                 for model_id, price in wanted
-                if known.get(model_id) != price
+                if model_id not in known or known[model_id].price != price
             ]
+            # Looked at before the first is written: what an operation refuses must leave no trace in its batch.
+            if any(each.model_id in known and known[each.model_id].version == each.version for each in changed):
+                raise PriceConflict
+            return [queries.add_price(books.connection, each) for each in changed]
 
         return await self._combiner.run(Operation(apply))

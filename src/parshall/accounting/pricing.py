@@ -1,4 +1,9 @@
-"""What tokens cost: whole microcredits, rounded up once, monotonic in every count."""
+"""What tokens cost: whole microcredits, rounded up once, monotonic in every count.
+
+The rule of rounding: a cost is an exact sum of integers, and only that sum is rounded, once and up, to a whole
+microcredit. So it is never below zero, less than one microcredit above the exact cost, and never falls as counts grow.
+Prices themselves are exact; how dollars become one is said at `quotes.microcredits`.
+"""
 
 from dataclasses import dataclass
 
@@ -22,6 +27,16 @@ class Price:
     def __post_init__(self) -> None:
         """Hold what monotonic costs rely on."""
         assert min(self.input, self.cached_input, self.output, self.reasoning) >= 0
+
+    @classmethod
+    def of(cls, *, input: int, output: int, cached_input: int | None = None, reasoning: int | None = None) -> "Price":
+        """A price where cached input costs as input, and reasoning as output, unless they have rates of their own."""
+        return cls(
+            input=input,
+            cached_input=input if cached_input is None else cached_input,
+            output=output,
+            reasoning=output if reasoning is None else reasoning,
+        )
 
     def cost(self, usage: Usage) -> Credits:
         """What `usage` costs in microcredits.

@@ -3,15 +3,32 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, insert, literal_column, or_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+)
 
 from parshall.accounting.model import Account, Grant, Kind, PriceConflict, Reservation, State, Transfer
 from parshall.accounting.pricing import ANY_MODEL, Price, PriceVersion
 from parshall.accounting.tables import accounts, grants, idempotency, prices, reservations, slices, transfers
+from parshall.kernel.clock import DAY
 from parshall.kernel.credits import Credits
 from parshall.kernel.errors import KeyReused, NotFound
 from parshall.kernel.ids import StreamId
 from parshall.kernel.metering import Slice
+
+KEY_RETENTION = DAY
+"""How long an idempotency key keeps its answer, in microseconds by the database's clock."""
+FORGOTTEN_PER_TRANSACTION_MAX = 500
 
 _NOTHING: ColumnElement[int] = literal_column("0")
 _ACTIVE: ColumnElement[str] = literal_column("'active'")
@@ -50,6 +67,21 @@ _WITH_DUE_GRANTS = (
     .limit(bindparam("most"))
 )
 _KEY = select(idempotency).where(idempotency.c.scope == bindparam("scope"), idempotency.c.key == bindparam("key"))
+_FORGET = delete(idempotency).where(
+    idempotency.c.scope == bindparam("scope"),
+    idempotency.c.key == bindparam("key"),
+    idempotency.c.created_at <= bindparam("before"),
+)
+_IDENTITY = (idempotency.c.scope, idempotency.c.key)
+_FORGET_OLDEST = delete(idempotency).where(
+    idempotency.c.created_at <= bindparam("before"),
+    tuple_(*_IDENTITY).in_(
+        select(*_IDENTITY)
+        .where(idempotency.c.created_at <= bindparam("before"))
+        .order_by(idempotency.c.created_at)
+        .limit(FORGOTTEN_PER_TRANSACTION_MAX)
+    ),
+)
 _VERSION = select(prices).where(prices.c.version == bindparam("version"))
 
 # ── Accounts ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -226,10 +258,16 @@ def _price(row: Row[_Row]) -> PriceVersion:
 # ── Answered keys ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def answered(connection: Connection, scope: str, key: str, *, fingerprint: str) -> str | None:
-    """The body that this idempotency key was answered with, if it was. Raises KeyReused for another request (M4)."""
+def answered(connection: Connection, scope: str, key: str, *, fingerprint: str, at: int) -> str | None:
+    """The body that this idempotency key was answered with, if it was. Raises KeyReused for another request (M4).
+
+    One past its retention is as unknown as if it had been swept already, and is, to make room for its next use.
+    """
     row = connection.execute(_KEY, {"scope": scope, "key": key}).one_or_none()
     if row is None:
+        return None
+    if row.created_at <= at - KEY_RETENTION:
+        connection.execute(_FORGET, {"scope": scope, "key": key, "before": at - KEY_RETENTION})
         return None
     if row.hash != fingerprint:
         raise KeyReused("This Idempotency-Key was already used for another request; make a new one.")
@@ -243,3 +281,8 @@ def keep_answer(
     connection.execute(
         insert(idempotency).values(scope=scope, key=key, hash=fingerprint, status=status, body=body, created_at=at)
     )
+
+
+def forget_answers(connection: Connection, *, at: int) -> int:
+    """Delete the oldest keys past their retention, at most FORGOTTEN_PER_TRANSACTION_MAX; how many."""
+    return connection.execute(_FORGET_OLDEST, {"before": at - KEY_RETENTION}).rowcount

@@ -23,6 +23,7 @@ from parshall.accounting.model import (
 )
 from parshall.accounting.once import Once, answering
 from parshall.accounting.prices import PriceList
+from parshall.accounting.usage import UsageRecords
 from parshall.kernel.clock import MINUTE, Clock
 from parshall.kernel.credits import Credits
 from parshall.kernel.database import Database
@@ -34,6 +35,8 @@ T = TypeVar("T")
 ENTRIES_PER_PAGE_MAX = 500
 SESSIONS_PER_LIST_MAX = 500
 EXPIRED_PER_TRANSACTION_MAX = 100
+FORGETTING_TRANSACTIONS_MAX = 8
+"""In one sweep: more than arrive between two sweeps, and few enough to hold nobody up."""
 
 
 class Directory(Protocol):
@@ -53,6 +56,7 @@ class Accounting:
         self._database = database
         self._combiner = Combiner(database)
         self.prices = PriceList(database, self._combiner)
+        self.usage = UsageRecords(database)
         self._clock = clock
         self._reservation_seconds = reservation_seconds
 
@@ -158,6 +162,16 @@ class Accounting:
             # Loading an account books what is due of it: there is nothing else to do.
             await self._all(Operation(lambda _books: 0, account_id=account_id) for account_id in due)
             total += len(due)
+        return total
+
+    async def forget_answers(self) -> int:
+        """Delete idempotency keys past their retention by the database's clock; how many. In batches, and bounded."""
+        database, total = self._database, 0
+        for _ in range(FORGETTING_TRANSACTIONS_MAX):
+            count = await database.write(lambda c: queries.forget_answers(c, at=database.instant(c)))
+            total += count
+            if count < queries.FORGOTTEN_PER_TRANSACTION_MAX:
+                break
         return total
 
     async def _due(self, find: "Callable[..., Sequence[str]]") -> Sequence[str]:

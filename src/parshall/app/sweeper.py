@@ -1,4 +1,4 @@
-"""The housekeeping of a serving process: adopt, settle, expire and trim, again and again."""
+"""The housekeeping of a serving process: adopt, settle, expire, forget and trim, again and again."""
 
 import asyncio
 
@@ -37,5 +37,6 @@ class Sweeper:
     async def _pass(self, *, trim: bool) -> None:
         await self._streaming.sweep()
         await self._accounting.expire_due()
+        await self._accounting.forget_answers()
         if trim:
             await self._streaming.trim(closed_before=self._clock() - self._retention)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parshall.kernel import headers as names
@@ -134,6 +135,16 @@ Supervisor = Annotated[Principal, Depends(_role(Role.SUPERVISOR))]
 Admin = Annotated[Principal, Depends(_role(Role.ADMIN))]
 
 
+def _allowed(request: Request) -> str:
+    """Every method that this path takes; the framework names only those of the first route that fits."""
+
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(method for method in names.METHODS if taken(method))
+
+
 def install_errors(app: FastAPI) -> None:
     """Turn every exception into a problem document; none of them names a file or a line."""
 
@@ -171,7 +182,7 @@ def install_errors(app: FastAPI) -> None:
             code=_STATUS_CODES.get(status, f"http_{status}"),
             title=str(error.detail),
             detail=_STATUS_DETAILS.get(status, f"{error.detail}; see /docs."),
-            headers=dict(error.headers or {}),
+            headers={"Allow": _allowed(request)} if status == 405 else dict(error.headers or {}),
         )
 
     @app.exception_handler(Exception)

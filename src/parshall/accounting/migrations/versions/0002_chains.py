@@ -26,6 +26,7 @@ def upgrade() -> None:
     _make_organisations()
     _make_usage()
     _make_outbox()
+    _bound_idempotency()
     _forbid_changes_of_transfers()
 
 
@@ -180,6 +181,8 @@ def _remake_slices() -> None:
     op.create_index("reservations_due", "reservations", ["expires_at"], sqlite_where=active, postgresql_where=active)
     op.create_index("reservations_of", "reservations", ["user_id", "created_at"])
     op.create_index("reservations_created", "reservations", ["created_at"])
+    ended = sa.text("ended_at IS NOT NULL")
+    op.create_index("reservations_ended", "reservations", ["ended_at"], sqlite_where=ended, postgresql_where=ended)
     op.create_table(
         "slices",
         sa.Column("reservation_id", sa.String(64), primary_key=True),
@@ -236,6 +239,11 @@ def _make_usage() -> None:
     )
     op.create_index("usage_of", "usage_records", ["user_id", "at"])
     op.create_index("usage_at", "usage_records", ["at"])
+
+
+def _bound_idempotency() -> None:
+    """What is past its retention is found by its age."""
+    op.create_index("idempotency_created", "idempotency", ["created_at"])
 
 
 def _make_outbox() -> None:
