@@ -161,6 +161,9 @@ class Auditor:
                 assert stream is not None and stream.state in allowed, f"{request} was refused though it runs"
             case KeyReused() if request.kind == "settle":
                 assert stream is not None and reported(stream) != request.arguments["usage"], "M3: a replay was refused"
+            case KeyReused() if request.kind == "extend":
+                kept = self.records.slices.get((request.id, request.arguments["step"]))
+                assert kept is not None and kept.asked != request.arguments["output_tokens"], "M3: a replay was refused"
             case BelowZero():
                 assert request.kind in ("set", "adjust", "remove")
             case PriceConflict():

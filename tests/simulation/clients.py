@@ -66,7 +66,7 @@ class Stream:
             self.granted = answer.output_tokens
             self.step = sent.request.arguments.get("step", 0)
             if self.step < self.extensions and not answer.final:
-                return self._request("extend", step=self.step + 1, output_tokens=self.chance.randint(1, 30))
+                return self.extend()
             return self.end(at=at)
         return self.end(at=at) if kind == "extend" else None
 
@@ -78,6 +78,9 @@ class Stream:
         if self.ending == "late":
             self.wakes_at = at + self.chance.randint(RESERVATION_SECONDS - 2, 3 * RESERVATION_SECONDS) * SECOND
         return self.settle()
+
+    def extend(self) -> Request:
+        return self._request("extend", step=self.step + 1, output_tokens=self.chance.randint(1, 30))
 
     def settle(self) -> Request:
         written = self.chance.randint(0, self.granted)
@@ -105,7 +108,7 @@ def change(chance: random.Random, number: int, account: str, *, at: int) -> Requ
     if kind == "adjust" and chance.random() < 0.5:
         amount = -amount
     terms = {
-        "expires_at": at + chance.choice((10, 45, 100, 300, 3600, 86_400)) * SECOND,
+        "expires_at": at + chance.choice((10, 45, 100, 300, 3600, 30_000)) * SECOND,
         "priority": chance.choice((0, 0, 1)),
     }
     arguments = {"account": account, "amount": amount} | ({} if kind == "deduct" else terms)

@@ -3,6 +3,7 @@
 # Step 0 is the moment before the unit begins, step k the one behind its k-th statement; whatever lies beyond the last
 # statement is the moment behind the commit, when all is kept and nobody has been told.
 
+import asyncio
 import re
 import threading
 from collections.abc import Iterator
@@ -51,7 +52,15 @@ class Pause:
     resumed: threading.Event = field(default_factory=threading.Event)
 
 
-Plan = Death | Pause
+@dataclass
+class Late:
+    """Let the next unit of work begin only when told so."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    resumed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+Plan = Death | Pause | Late
 
 
 @contextmanager
@@ -91,6 +100,9 @@ class MortalDatabase:
     async def write(self, work: Work[T]) -> T:
         self._live()
         unit = _Unit(self)
+        if isinstance(unit.plan, Late):
+            unit.plan.reached.set()
+            await unit.plan.resumed.wait()
         result = await self._database.write(lambda connection: unit.run(work, connection))
         unit.committed()
         return result
@@ -112,7 +124,7 @@ class _Unit:
     def __init__(self, database: MortalDatabase) -> None:
         self._database = database
         self._step = 0
-        self._plan = _planned(database)
+        self.plan = _planned(database)
 
     def run(self, work: Work[T], connection: Connection) -> T:
         self._step = -1
@@ -126,23 +138,23 @@ class _Unit:
     def passed(self, statement: str) -> None:
         self._database._live()
         self._step += 1
-        if self._plan is None or self._plan.step != self._step:
+        if self.plan is None or isinstance(self.plan, Late) or self.plan.step != self._step:
             return
-        if isinstance(self._plan, Pause):
-            self._plan.reached.set()
-            self._plan.resumed.wait(WAIT_SECONDS_MAX)
-            if not self._plan.fatal:
+        if isinstance(self.plan, Pause):
+            self.plan.reached.set()
+            self.plan.resumed.wait(WAIT_SECONDS_MAX)
+            if not self.plan.fatal:
                 return
         self._die(f"behind step {self._step}, {named(statement)}" if statement else "before it began")
 
     def committed(self) -> None:
-        if isinstance(self._plan, Death) and not self._database.dead:
+        if isinstance(self.plan, Death) and not self._database.dead:
             self._die(COMMITTED)
         self._database._live()
 
     def _die(self, where: str) -> None:
-        if isinstance(self._plan, Death):
-            self._plan.where = where
+        if isinstance(self.plan, Death):
+            self.plan.where = where
         self._database.dead = True
         raise Crash
 

@@ -1,5 +1,6 @@
 """Every use case with the process ending at every one of its steps: done once or not at all, and once after a retry."""
 
+import asyncio
 import itertools
 import json
 import random
@@ -186,8 +187,7 @@ class Runs:
     async def run(self, case: UseCase, step: int, expected: Any) -> tuple[Any, int]:
         """Prepare, crash at `step`, look, ask again, look; what has come of it and how the process ended."""
         n = next(self.numbers)
-        for each in case.before(n):
-            await perform(self.ledgers[START], each)
+        await asyncio.gather(*(perform(self.ledgers[START], each) for each in case.before(n)))
         request = case.request(n)
         untouched = outcome(self.outside.records(), n, request)
         answer, code, where = self.program.run(self.url, request, at=case.at, step=step)

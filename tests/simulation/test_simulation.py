@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 from tests.postgres import Engine, Server
+from tests.simulation.accidents import accidents
 from tests.simulation.drained import drain
 from tests.simulation.steps import numbered_steps
 from tests.simulation.world import World
@@ -41,7 +42,7 @@ async def simulate(engine: Engine, seed: int, steps: int, *, calm: bool = False)
         await world.open()
         try:
             for _ in range(steps):
-                await world.step()
+                await world.step(accidents(world))
             await drain(world)
         except Exception as error:
             raise AssertionError(report(world, engine, seed, steps, error)) from error

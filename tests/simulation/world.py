@@ -28,11 +28,11 @@ from tests.simulation.clients import (
 )
 from tests.simulation.records import Outside
 from tests.simulation.requests import RESERVES, Request, perform
-from tests.simulation.steps import Crash, Death, MortalDatabase, Pause
+from tests.simulation.steps import Crash, Death, MortalDatabase
 
 from parshall.accounting.service import Accounting
 from parshall.accounting.tables import members
-from parshall.kernel.clock import DAY, SECOND, calendar_month
+from parshall.kernel.clock import DAY, MINUTE, SECOND, calendar_month
 from parshall.kernel.credits import MICRO
 from parshall.kernel.errors import KeyReused, ParshallError
 from parshall.kernel.ids import UserId
@@ -48,6 +48,12 @@ BATCH_MAX = 6
 STEP_MAX = 13
 """The last step of a unit of work at which a death is planned; one that lies behind its commit is the commit's."""
 UNANSWERED = object()
+ANSWER_SECONDS_MAX = 30
+HOURS_MAX = 20
+"""No run takes longer by its own clock: an idempotency key holds for a day."""
+
+Act = tuple[int, Callable[[], Awaitable[None]]]
+"""With its weight among the others."""
 
 
 class Nobody:
@@ -66,6 +72,9 @@ class Replica:
         self._clock = clock
         self.lives = 0
 
+    def __str__(self) -> str:
+        return f"{self.name}{self.lives}"
+
     async def start(self) -> None:
         self.lives += 1
         self.database = MortalDatabase(open_url(self._url, PACKAGE, self._clock))
@@ -79,7 +88,8 @@ class Replica:
 
     async def answer(self, requests: list[Request]) -> list[Any]:
         """Take requests in one turn of the loop, so that they share a batch in this order."""
-        return list(await asyncio.gather(*(self._one(perform(self.ledger, request)) for request in requests)))
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            return list(await asyncio.gather(*(self._one(perform(self.ledger, request)) for request in requests)))
 
     async def _one(self, answer: Awaitable[Any]) -> Any:
         try:
@@ -105,7 +115,7 @@ class World:
         self.deserted: list[Stream] = []
         self.users = USERS[: self.chance.randint(USERS_MIN, len(USERS))]
         self._numbers = 0
-        self._races = engine.name == "postgres" and not calm
+        self.engine = engine.name
         self._url = engine.url(PACKAGE)
         self.replicas = [Replica(name, self._url, lambda: self.at) for name in ("A", "B")]
 
@@ -145,11 +155,11 @@ class World:
 
     # ── One step ──
 
-    async def step(self) -> None:
+    async def step(self, accidents: list[Act]) -> None:
         self.tick += 1
         self.at += self.chance.randint(0, 1500) * (SECOND // 1000)
         self.ask_again()
-        acts: list[tuple[int, Callable[[], Awaitable[None]]]] = [
+        acts: list[Act] = [
             (14, self._begin_stream),
             (9, self._begin_change),
             (50, self._deliver),
@@ -159,9 +169,7 @@ class World:
             (6, self._replay),
         ]
         if not self.calm:
-            acts += [(2, self._reboot), (3, self._stray)]
-        if self._races:
-            acts += [(10, self._race)]
+            acts += accidents
         act = self.chance.choices([each for _, each in acts], [weight for weight, _ in acts])[0]
         await act()
 
@@ -184,9 +192,11 @@ class World:
         self.network.send(sent, tick=self.tick)
 
     async def _begin_stream(self) -> None:
-        self._numbers += 1
-        stream = Stream(self.chance, self._numbers, self.chance.choice(self.users))
+        stream = self.new_stream()
         self._send(stream.first(), stream)
+
+    def new_stream(self) -> Stream:
+        return Stream(self.chance, self._number(), self.chance.choice(self.users))
 
     async def _begin_change(self) -> None:
         if self.chance.random() < 0.1:
@@ -196,28 +206,23 @@ class World:
             self._send(change(self.chance, self._number(), account, at=self.at))
 
     async def _deliver(self) -> None:
-        self.tick = max(self.tick, self.network.next_tick())
-        arrived = self.network.arrived(tick=self.tick, most=self.chance.randint(1, BATCH_MAX))
-        if arrived:
+        if arrived := self.arrived(most=self.chance.randint(1, BATCH_MAX)):
             await self.handle(self.someone(), arrived)
+
+    def arrived(self, *, most: int) -> list[Sent]:
+        """Some of what the network delivers next."""
+        self.tick = max(self.tick, self.network.next_tick())
+        return self.network.arrived(tick=self.tick, most=most)
 
     async def sweep(self) -> None:
         await self.handle(self.someone(), [Sent(Request(kind="sweep", id="all", arguments={}))])
 
     async def _jump(self) -> None:
-        seconds = self.chance.choices((1, 11, 31, 50, 4000, 90_000, -1, -4), (8, 8, 6, 4, 2, 1, 3, 2))[0]
+        seconds = self.chance.choices((1, 11, 31, 50, 4000, 20_000, -1, -4), (8, 8, 6, 4, 2, 1, 3, 2))[0]
+        if self.at + seconds * SECOND > START + HOURS_MAX * 60 * MINUTE:
+            seconds = 1
         self.at += seconds * SECOND
         self.note(f"the clock jumps by {seconds} s")
-
-    async def _reboot(self) -> None:
-        await self.restart(self.someone(), "is told to stop")
-
-    async def _stray(self) -> None:
-        """Somebody else ends a stream: its user voids it, or whoever adopted it has counted otherwise."""
-        running = [each for each, row in self.auditor.records.streams.items() if row.state in ("active", "expired")]
-        if running:
-            stream = Stream(self.chance, int(self.chance.choice(sorted(running)).rpartition("-")[2]), "ann")
-            self._send(stream.void() if self.chance.random() < 0.5 else stream.settle())
 
     async def _replay(self) -> None:
         """Something answered long ago is asked again (M3), and its id with another body (M4)."""
@@ -248,23 +253,27 @@ class World:
         replica.database.plan = None
         pairs = list(zip(arrived, answers, strict=True))
         if known := answers_of((sent, answer) for sent, answer in pairs if answer is not UNANSWERED):
-            self.note(f"{replica.name}{replica.lives} {known}")
+            self.note(f"{replica} {known}")
         if replica.database.dead:
             assert death is not None
             lost = ", ".join(str(sent.request) for sent, answer in pairs if answer is UNANSWERED)
             await self.restart(replica, f"dies {death.where}; no answer to {lost}")
         before = self.auditor.records
-        self.auditor.observe(self.outside.records(), at=self.at)
+        self.observe()
         if death is not None and death.where and not death.committed and arrived[0].request.kind != "sweep":
             assert self.auditor.records == before, "M8: a unit of work that was not committed has left something"
-        self._take_in(pairs)
+        self.take_in(pairs)
+
+    def observe(self) -> None:
+        """Hold the laws against the records as they are now."""
+        self.auditor.observe(self.outside.records(), at=self.at)
 
     async def restart(self, replica: Replica, why: str) -> None:
-        self.note(f"{replica.name}{replica.lives} {why}")
+        self.note(f"{replica} {why}")
         await replica.stop()
         await replica.start()
 
-    def _take_in(self, pairs: list[tuple[Sent, Any]]) -> None:
+    def take_in(self, pairs: list[tuple[Sent, Any]]) -> None:
         """Hold every answer against the records; those that the network does not lose reach their clients."""
         for sent, answer in pairs:
             if answer is UNANSWERED:
@@ -289,53 +298,9 @@ class World:
         for other, answer in zip(others, await self.someone().answer(others), strict=True):
             refused = isinstance(answer, KeyReused)
             assert refused, f"M4: {other} with another body was not refused: {shown(answer)}"
-        self.auditor.observe(self.outside.records(), at=self.at)
+        self.observe()
         kinds = {row.kind for row in self.auditor.new_transfers()}
         assert kinds <= {"expire"} and self.auditor.records.keys == before.keys, "M4: what was refused left something"
-
-    async def _race(self) -> None:
-        """Two replicas at once: one stands in mid-transaction while the other runs until it is done or has to wait.
-
-        Then the first one goes on, or dies where it stands.
-        """
-        self.tick = max(self.tick, self.network.next_tick())
-        arrived = self.network.arrived(tick=self.tick, most=2 * BATCH_MAX)
-        if len(arrived) < 2:
-            return
-        half = len(arrived) // 2
-        first, second = self.chance.sample(self.replicas, 2)
-        pause = Pause(self.chance.randint(1, STEP_MAX), fatal=self.chance.random() < 0.3)
-        answers, waited = await self._interleaved(first, second, [sent.request for sent in arrived], half, pause)
-        pairs = list(zip(arrived, answers, strict=True))
-        known = answers_of((sent, answer) for sent, answer in pairs if answer is not UNANSWERED)
-        then = f"{second.name}{second.lives} {'waits for it' if waited else 'does not wait'}"
-        self.note(f"{first.name}{first.lives} is held at step {pause.step}, {then}: {known}")
-        if first.database.dead:
-            await self.restart(first, f"dies there; no answer to {', '.join(str(s.request) for s in arrived[:half])}")
-        self.auditor.observe(self.outside.records(), at=self.at)
-        self._take_in(pairs)
-
-    async def _interleaved(
-        self, first: Replica, second: Replica, requests: list[Request], half: int, pause: Pause
-    ) -> tuple[list[Any], bool]:
-        """The answers to all, and whether the second replica had to wait for the first."""
-        first.database.plan = pause
-        held = asyncio.create_task(first.answer(requests[:half]))
-        try:
-            await self._until(lambda: pause.reached.is_set() or held.done())
-            racing = asyncio.create_task(second.answer(requests[half:]))
-            await self._until(lambda: racing.done() or self.outside.waiting())
-            waited = not racing.done()
-        finally:
-            pause.resumed.set()
-        answers = await held + await racing
-        first.database.plan = None
-        return answers, waited
-
-    async def _until(self, done: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not done():
-                await asyncio.sleep(0.002)
 
     # ── Reads ──
 
