@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 from tests.ledgers import check_books, read_books
 from tests.postgres import Engine
 
+from parshall.accounting.audit import audit
 from parshall.accounting.changes import Terms
 from parshall.accounting.metered import SHARED_TOKENS_MIN
 from parshall.accounting.model import BelowZero, ReservationEnded, State
@@ -214,6 +215,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def books_rebuild(self) -> None:
         books = self.run(self.database.read(read_books))
         check_books(books)
+        assert self.run(self.database.read(audit)).findings.kept == [], "the audit finds nothing where nothing is wrong"
         written_off = sum(row.amount for row in books.transfers if row.kind == "uncollected")
         assert written_off == sum(settlement.uncollected for _, settlement in self.settled.values())
 

@@ -68,9 +68,29 @@ def prepare_home(home: Path) -> None:
 
 def open_database(settings: Settings, service: str) -> Database:
     """The database of a service, brought forward. Raises StartupError."""
-    url: str | None = getattr(settings, f"{service}_database_url") or settings.database_url
+    where = _place(settings, service)
     package = f"parshall.{service}"
+    if isinstance(where, str):
+        return PostgresDatabase(where, package=package, connections=settings.database_connections)
+    return SqliteDatabase(where, package=package)
+
+
+@asynccontextmanager
+async def existing_database(settings: Settings, service: str) -> AsyncIterator[Database]:
+    """The database of a service for whoever only reads it. Raises StartupError, also where there is none yet."""
+    where = _place(settings, service)
+    if isinstance(where, Path) and not where.is_file():
+        raise StartupError(f"There is no database {where}; set PARSHALL_HOME_DIR to the data folder of a server.")
+    database = open_database(settings, service)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def _place(settings: Settings, service: str) -> str | Path:
+    """The URL of a service's PostgreSQL, or the file of its SQLite."""
+    url: str | None = getattr(settings, f"{service}_database_url") or settings.database_url
     if url is not None and url.startswith(POSTGRES_URLS):
-        return PostgresDatabase(url, package=package, connections=settings.database_connections)
-    path = settings.home_dir / f"{service}.db" if url is None else Path(url.removeprefix(SQLITE_URL))
-    return SqliteDatabase(path, package=package)
+        return url
+    return settings.home_dir / f"{service}.db" if url is None else Path(url.removeprefix(SQLITE_URL))

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from parshall import __version__
-from parshall.cli import chat, config, credits, models, prices, services, users
+from parshall.cli import audit, chat, config, credits, models, prices, services, users
 from parshall.cli.terminal import Commands, Usage, group
 
 LATER = "comes with a later release; run without it."
@@ -17,6 +17,7 @@ app.add_typer(prices.app, name="prices")
 app.add_typer(services.app, name="services")
 app.add_typer(services.keys, name="keys")
 app.add_typer(models.app, name="models")
+app.command(name="audit")(audit.audit)
 app.command(name="chat")(chat.chat)
 app.command(name="config")(config.config)
 
