@@ -31,6 +31,20 @@ def settings(scripted: str, **more: str) -> dict[str, str]:
     return {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": scripted, "OPENAI_MODELS": "fake,*"} | more
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where the books are: in the data folder, or in a PostgreSQL database of all services."""
+    if request.param == "sqlite":
+        return tmp_path / "accounting.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+def named(kept: Path | str) -> dict[str, str]:
+    """The setting that names them, where they are not in the data folder."""
+    return {"DATABASE_URL": kept} if isinstance(kept, str) else {}
+
+
 def begin(caller: Caller, session: str, stream_id: str, message: str) -> "Reading":
     return Reading(caller, session, stream_id, message)
 
@@ -79,9 +93,9 @@ class Reading:
 
 
 def test_after_kill_9_the_next_start_adopts_settles_from_the_log_and_keeps_the_text(
-    scripted: str, tmp_path: Path
+    scripted: str, tmp_path: Path, kept: Path | str
 ) -> None:
-    with serving(tmp_path, **settings(scripted)) as server:
+    with serving(tmp_path, **settings(scripted, **named(kept))) as server:
         caller = server.customer("alice")
         session, stream_id = caller.session(), "stream-1620847252-00000000000000a1"
         reading = begin(caller, session, stream_id, LONG)
@@ -105,17 +119,17 @@ def test_after_kill_9_the_next_start_adopts_settles_from_the_log_and_keeps_the_t
         assert caller.balance()["reservedCredits"] == 0
         caller.close()
         server.stop()
-    check_ledger(tmp_path / "accounting.db")
+    check_ledger(kept)
 
 
 def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing_stays_reserved(
-    scripted: str, tmp_path: Path, record_property: Callable[[str, object], None]
+    scripted: str, tmp_path: Path, kept: Path | str, record_property: Callable[[str, object], None]
 ) -> None:
     seed = random.randrange(10**6)
     record_property("seed", seed)
     chance = random.Random(seed)
     charged: dict[str, float] = {}
-    with serving(tmp_path, **settings(scripted)) as server:
+    with serving(tmp_path, **settings(scripted, **named(kept))) as server:
         server.customer("alice").close()
         for round_number in range(4):
             caller = server.user("alice", "alice-password")
@@ -143,7 +157,7 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing_stays
             again.close()
             caller.close()
         server.stop()
-    check_ledger(tmp_path / "accounting.db")
+    check_ledger(kept)
 
 
 def text_chunks(events: list) -> list:  # type: ignore[type-arg]

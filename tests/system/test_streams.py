@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tests import postgres
 from tests.scripted import NASTY, Script
 from tests.serving import Caller, Server, serving, stream_id_of, text_of, tokens_of, upstream
 
@@ -24,8 +25,9 @@ def scripted() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def server(scripted: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def server(request: pytest.FixtureRequest, scripted: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The whole system, once on files and once on one PostgreSQL database for all services."""
     home = tmp_path_factory.mktemp("home")
     settings = {
         "EMBEDDED_MODEL": "off",
@@ -34,6 +36,9 @@ def server(scripted: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "ALLOWED_ORIGINS": ORIGIN,
         "DISCONNECT_GRACE_SECONDS": "0.3",
     }
+    if request.param == "postgres":
+        database: postgres.Server = request.getfixturevalue("postgres_server")
+        settings["DATABASE_URL"] = database.url(database.create())
     with serving(home, **settings) as running:
         yield running
 
