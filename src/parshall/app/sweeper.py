@@ -1,4 +1,4 @@
-"""The housekeeping of a serving process: adopt, settle, expire and trim, again and again."""
+"""The housekeeping of a serving process: adopt, settle, expire, announce and trim, again and again."""
 
 import asyncio
 
@@ -8,6 +8,7 @@ from parshall.kernel.clock import SECOND, Clock
 from parshall.kernel.telemetry import log
 
 SWEEP_SECONDS = 2.0
+NOTICE_EVERY_SWEEPS = 30
 TRIM_EVERY_SWEEPS = 150
 
 _logger = log("sweeper")
@@ -29,13 +30,16 @@ class Sweeper:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
-                await self._pass(trim=passes % TRIM_EVERY_SWEEPS == 0)
+                await self._pass(passes)
             except Exception:
                 _logger.exception("sweep_failed")
             passes += 1
 
-    async def _pass(self, *, trim: bool) -> None:
+    async def _pass(self, number: int) -> None:
         await self._streaming.sweep()
         await self._accounting.expire_due()
-        if trim:
+        if number % NOTICE_EVERY_SWEEPS == 0:
+            await self._accounting.outbox.announce_expiring()
+        if number % TRIM_EVERY_SWEEPS == 0:
             await self._streaming.trim(closed_before=self._clock() - self._retention)
+            await self._accounting.outbox.trim()
