@@ -54,6 +54,7 @@ def test_all_promised_commands_are_there() -> None:
         *(f"users {verb}" for verb in ("add", "list", "role", "passwd", "remove")),
         *(f"credits {verb}" for verb in ("grant", "balance", "statement")),
         *(f"prices {verb}" for verb in ("load", "list", "set")),
+        *(f"events {verb}" for verb in ("list", "retry", "test")),
         *(f"services {verb}" for verb in ("add", "list", "revoke")),
     }
 

@@ -76,9 +76,8 @@ class Books:
         at: int,
         prices: Callable[[str], PriceVersion | None],
         versions: Callable[[str], PriceVersion],
-        announces: bool = False,
     ) -> None:
-        """`at` is the batch's instant by the database's clock; `announces` turns events on."""
+        """`at` is the batch's instant by the database's clock."""
         self.connection = connection
         self.at = at
         self.accounts: dict[str, HeldAccount] = {}
@@ -88,7 +87,6 @@ class Books:
         self.answers: dict[tuple[StreamId, int], tuple[int, Slice]] = {}
         self.transfers: list[tuple[Any, ...]] = []
         self.slices: list[tuple[Any, ...]] = []
-        self.events: list[tuple[str, str, str]] = []
         self.changed_accounts: dict[str, HeldAccount] = {}
         self.changed_grants: dict[str, HeldGrant] = {}
         self.changed_members: dict[UserId, Member] = {}
@@ -97,7 +95,6 @@ class Books:
         self._in_force: dict[str, PriceVersion | None] = {}
         self._prices = prices
         self.price_version = versions
-        self.announces = announces
 
     # ── Finding ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -209,11 +206,6 @@ class Books:
     def touch(self, reservation: Reservation) -> None:
         """Have a reservation saved that was changed."""
         self.changed[reservation.id] = reservation
-
-    def emit(self, kind: str, subject: str, body: dict[str, Any]) -> None:
-        """Announce what happened, in the same transaction; nothing where no webhook is configured."""
-        if self.announces:
-            self.events.append((kind, subject, msgspec.json.encode(body).decode()))
 
 
 def _rank(held: HeldGrant) -> tuple[int, int, int, str]:

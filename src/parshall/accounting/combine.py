@@ -1,13 +1,14 @@
 """Combines the operations that wait at the same time into one transaction: a busy account is locked once for many."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from sqlalchemy import Connection
 
-from parshall.accounting import queries, store
+from parshall.accounting import outbox, queries, store
+from parshall.accounting.announcements import Announcement
 from parshall.accounting.books import Books
 from parshall.accounting.pricing import PriceVersion
 from parshall.kernel.database import Database
@@ -45,10 +46,12 @@ _Waiting = tuple[Operation[Any], "asyncio.Future[Any]"]
 class Combiner:
     """Runs operations in batches, in the order of their arrival: whatever waits when a batch can begin makes it."""
 
-    def __init__(self, database: Database, *, settled: Callable[[Books], None] | None = None) -> None:
-        """`settled` looks at the books of each batch before they are saved, to announce what happened."""
+    def __init__(
+        self, database: Database, *, announce: Callable[[Books], Sequence[Announcement]] | None = None
+    ) -> None:
+        """`announce` says what of each batch goes to the outbox, in the batch's own transaction."""
         self._database = database
-        self._settled = settled
+        self._announce = announce
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._versions: dict[str, PriceVersion] = {}
@@ -104,7 +107,6 @@ class Combiner:
             at=at,
             prices=lambda model_id: queries.price_in_force(connection, model_id, at=at),
             versions=lambda version: self._version(connection, version),
-            announces=self._settled is not None,
         )
         store.load(
             books,
@@ -114,9 +116,9 @@ class Combiner:
             steps=[(each.stream_id, each.step) for each in operations if each.step and each.stream_id is not None],
         )
         answers = [_attempt(operation, books) for operation in operations]
-        if self._settled is not None:
-            self._settled(books)
         store.save(books)
+        if self._announce is not None:
+            outbox.add(connection, self._announce(books), at=at)
         return answers
 
     def _version(self, connection: Connection, version: str) -> PriceVersion:

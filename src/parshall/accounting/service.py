@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection
 
 from parshall.accounting import changes, ended, metered, queries
+from parshall.accounting.announcements import Policy
 from parshall.accounting.books import Books
 from parshall.accounting.changes import Terms
 from parshall.accounting.combine import Combiner, Operation
@@ -22,6 +23,7 @@ from parshall.accounting.model import (
     UnknownReservation,
 )
 from parshall.accounting.once import Once, answering
+from parshall.accounting.outbox import Outbox
 from parshall.accounting.prices import PriceList
 from parshall.accounting.usage import UsageRecords
 from parshall.kernel.clock import MINUTE, Clock
@@ -50,11 +52,23 @@ class Directory(Protocol):
 class Accounting:
     """The ledger of one deployment. Every method is one transaction; times are microseconds, amounts microcredits."""
 
-    def __init__(self, database: Database, *, directory: Directory, clock: Clock, reservation_seconds: int) -> None:
-        """A reservation that is neither extended nor ended for `reservation_seconds` expires."""
+    def __init__(
+        self,
+        database: Database,
+        *,
+        directory: Directory,
+        clock: Clock,
+        reservation_seconds: int,
+        policy: Policy | None = None,
+    ) -> None:
+        """A reservation that is neither extended nor ended for `reservation_seconds` expires.
+
+        `policy` says what is announced: without one nothing is, and nothing is spent on it.
+        """
         self.directory = directory
         self._database = database
-        self._combiner = Combiner(database)
+        self._combiner = Combiner(database, announce=None if policy is None else policy.of)
+        self.outbox = Outbox(database, policy)
         self.prices = PriceList(database, self._combiner)
         self.usage = UsageRecords(database)
         self._clock = clock

@@ -10,9 +10,9 @@ from parshall.accounting.books import Books, HeldAccount, HeldGrant, read_parts
 from parshall.accounting.model import Grant, Reservation, State
 from parshall.accounting.organisation import Member, MemberRole
 from parshall.accounting.queries import slice_at
-from parshall.accounting.tables import accounts, grants, members, outbox, reservations, slices, transfers
+from parshall.accounting.tables import accounts, grants, members, reservations, slices, transfers
 from parshall.kernel.bulk import Bulk, fetch
-from parshall.kernel.ids import StreamId, UserId, new_id
+from parshall.kernel.ids import StreamId, UserId
 
 _ACCOUNTS = Bulk(accounts, key="id")
 _GRANTS = Bulk(grants, key="id")
@@ -21,7 +21,6 @@ _MEMBERS = Bulk(members, key="user_id")
 _RESERVATIONS = Bulk(reservations, key="id")
 _SLICES = Bulk(slices, key="reservation_id")
 _TRANSFERS = Bulk(transfers, key="account_id")
-_OUTBOX = Bulk(outbox, key="id")
 
 _HOLD = (
     "SELECT id, available, reserved, number, head, created_at FROM accounts WHERE id IN ("
@@ -142,8 +141,6 @@ def save(books: Books) -> None:
     _RESERVATIONS.update(connection, _ENDS, [_CHANGED_RESERVATION(each) for each in books.changed.values()])
     _SLICES.insert(connection, books.slices)
     _MEMBERS.update(connection, _COUNTS, [_CHANGED_MEMBER(each) for each in books.changed_members.values()])
-    due = [(new_id(), kind, subject, books.at, body, 0, books.at, "") for kind, subject, body in books.events]
-    _OUTBOX.insert(connection, due)
 
 
 def _save_accounts(connection: Connection, changed: Iterable[HeldAccount]) -> None:

@@ -159,15 +159,15 @@ usage_records = Table(  # what services report beside streams
     Column("metadata", Text, nullable=False),
 )
 
-outbox = Table(  # events that wait to be delivered; a delivered one is deleted
+outbox = Table(  # announcements that wait for delivery or were given up; a delivered one is deleted
     "outbox",
     metadata,
     Column("id", String(32), primary_key=True),  # the CloudEvents id: a receiver drops what it has seen
     Column("type", String(100), nullable=False),
     Column("subject", String(255), nullable=False),
     Column("at", BigInteger, nullable=False),
-    Column("body", Text, nullable=False),  # the event's data as JSON
+    Column("body", Text, nullable=False),  # its data as JSON
     Column("attempts", Integer, nullable=False),
-    Column("due_at", BigInteger),  # when to try next; absent: given up
+    Column("due_at", BigInteger),  # when to try next, or until when a claim holds; absent: given up
     Column("last_error", Text, nullable=False),
 )

@@ -1,8 +1,10 @@
 """Configuration: environment variables with the prefix PARSHALL_, then one TOML file, then defaults."""
 
+import ipaddress
 import os
 import sys
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -11,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
+from parshall.accounting.signing import read_secrets
 from parshall.kernel.errors import StartupError
 
 PREFIX = "PARSHALL_"
@@ -19,6 +22,7 @@ PASSWORD_VARIABLE = "PARSHALL_PASSWORD"  # noqa: S105 - the name that commands r
 FILE_NAME = "parshall.toml"
 SQLITE_URL = "sqlite:///"
 POSTGRES_URLS = ("postgresql://", "postgres://")
+WebhookEvent = Literal["balance.low", "grant.expiring", "stream.settled"]
 DATABASES = ("database_url", "auth_database_url", "accounting_database_url", "chat_database_url")
 
 
@@ -84,12 +88,27 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         2.5, ge=0, le=600, description="How long running answers may finish after SIGTERM, in seconds."
     )
+    webhook_url: str | None = Field(
+        None, description="Where events are posted: an https URL, or http on loopback; without it none are recorded."
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="Secret that signs them: whsec_ and base64, or any text; two with a comma for a change."
+    )
+    webhook_events: Annotated[tuple[WebhookEvent, ...], NoDecode] = Field(
+        ("balance.low", "grant.expiring", "stream.settled"), description="Which events, comma-separated."
+    )
+    low_balance_credits: Decimal = Field(
+        Decimal(0), ge=0, le=1_000_000_000, decimal_places=6, description="A balance is low below so much; 0: never."
+    )
+    expiry_notice_hours: float = Field(
+        72, gt=0, le=87_600, description="How long before its expiry a grant is announced, in hours."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Log lines as JSON or text; auto takes text on a terminal."
     )
 
-    @field_validator("allowed_origins", "openai_models", mode="before")
+    @field_validator("allowed_origins", "openai_models", "webhook_events", mode="before")
     @classmethod
     def _comma_list(cls, value: object) -> object:
         if isinstance(value, str):
@@ -112,6 +131,26 @@ class Settings(BaseSettings):
         if value is not None and value.startswith(POSTGRES_URLS):
             _check_password_is_apart(value)
         return value
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _private_way(cls, value: str | None) -> str | None:
+        if value is not None and not _is_private(value):
+            raise ValueError("give an https URL, or an http one of this machine such as http://127.0.0.1:9000/hook")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _readable_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            read_secrets(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _signed_webhook(self) -> "Settings":
+        if self.webhook_url is not None and self.webhook_secret is None:
+            raise ValueError("WEBHOOK_URL is set and WEBHOOK_SECRET is not")
+        return self
 
     @model_validator(mode="after")
     def _some_model(self) -> "Settings":
@@ -161,6 +200,25 @@ def unknown_variables() -> list[str]:
     """Environment variables that look like options and are none: a typing error, or an option of another version."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {FILE_VARIABLE, PASSWORD_VARIABLE}
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def _is_private(url: str) -> bool:
+    """Whether what is posted there is read by nobody on the way: over TLS, or without leaving this machine."""
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if not host or parts.fragment or not (url.isascii() and url.isprintable()) or " " in url:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and _on_this_machine(host))
+
+
+def _on_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _check_password_is_apart(url: str) -> None:

@@ -6,11 +6,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from parshall.accounting.announcements import Policy, Topic
 from parshall.accounting.service import Accounting
+from parshall.accounting.signing import read_secrets
+from parshall.accounting.webhook import Webhook, source_of
 from parshall.app.config import POSTGRES_URLS, SQLITE_URL, Settings
 from parshall.auth.passwords import PasswordHasher
 from parshall.auth.service import Auth
 from parshall.kernel import clock
+from parshall.kernel.clock import SECOND
+from parshall.kernel.credits import parse_credits
 from parshall.kernel.database import Database
 from parshall.kernel.errors import StartupError
 from parshall.kernel.postgres import PostgresDatabase
@@ -46,11 +51,32 @@ async def local(settings: Settings) -> AsyncIterator[Parts]:
             directory=auth,
             clock=clock.now,
             reservation_seconds=int(settings.stream_timeout) + RESERVATION_MARGIN_SECONDS,
+            policy=_policy(settings),
         )
         stack.push_async_callback(accounting.close)
         await auth.start()
         await accounting.start()
         yield Parts(auth=auth, accounting=accounting)
+
+
+def webhook(settings: Settings) -> Webhook | None:
+    """Where events are posted, if anywhere."""
+    if settings.webhook_url is None:
+        return None
+    assert settings.webhook_secret is not None, "the settings have been validated"
+    keys = read_secrets(settings.webhook_secret.get_secret_value())
+    return Webhook(settings.webhook_url, keys=keys, source=source_of(settings.issuer), clock=clock.now)
+
+
+def _policy(settings: Settings) -> Policy | None:
+    """What is announced; commands announce what they change as the server does."""
+    if settings.webhook_url is None:
+        return None
+    return Policy(
+        topics=frozenset(map(Topic, settings.webhook_events)),
+        low_balance=parse_credits(settings.low_balance_credits, allow_zero=True),
+        notice=int(settings.expiry_notice_hours * 3600 * SECOND),
+    )
 
 
 def prepare_home(home: Path) -> None:

@@ -5,14 +5,15 @@ import contextlib
 import errno
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 
 import uvicorn
 import uvloop
 
+from parshall.accounting.delivery import Deliverer
 from parshall.app import compose, config
 from parshall.app.config import Settings
-from parshall.app.local import Parts
+from parshall.app.local import Parts, webhook
 from parshall.app.sweeper import Sweeper
 from parshall.kernel import clock, telemetry
 from parshall.kernel.credits import MICRO, Credits
@@ -87,18 +88,31 @@ class Server(uvicorn.Server):
 async def _serve(settings: Settings, bound: socket.socket, *, demo: bool) -> None:
     async with compose.system(settings) as built:
         announcement = await _prepare(built.parts, settings, bound, demo=demo)
-        sweeper = Sweeper(
-            streaming=built.chat.streaming,
-            accounting=built.parts.accounting,
-            clock=clock.now,
-            retention_seconds=settings.stream_retention_hours * 3600,
-        )
-        sweeping = asyncio.create_task(sweeper.run(), name="sweeper")
-        try:
+        async with _own_tasks(built):
             await Server(_config(built), built, announcement).serve([bound])
-        finally:
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
+    """The sweeper and, where there is a webhook, the deliverer; cancelled and awaited on leaving."""
+    settings, accounting, hook = built.settings, built.parts.accounting, webhook(built.settings)
+    sweeper = Sweeper(
+        streaming=built.chat.streaming,
+        accounting=accounting,
+        clock=clock.now,
+        retention_seconds=settings.stream_retention_hours * 3600,
+    )
+    tasks = [asyncio.create_task(sweeper.run(), name="sweeper")]
+    if hook is not None:
+        tasks.append(asyncio.create_task(Deliverer(accounting.outbox, hook).run(), name="deliverer"))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if hook is not None:
+            await hook.close()
 
 
 def _config(built: compose.System) -> uvicorn.Config:

@@ -1,4 +1,4 @@
-"""The housekeeping of a serving process: adopt, settle, expire, forget and trim, again and again."""
+"""The housekeeping of a serving process: adopt, settle, expire, announce, forget and trim, again and again."""
 
 import asyncio
 
@@ -9,6 +9,7 @@ from parshall.kernel.errors import Unavailable
 from parshall.kernel.telemetry import log
 
 SWEEP_SECONDS = 2.0
+NOTICE_EVERY_SWEEPS = 30
 TRIM_EVERY_SWEEPS = 150
 
 _logger = log("sweeper")
@@ -30,16 +31,19 @@ class Sweeper:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
-                await self._pass(trim=passes % TRIM_EVERY_SWEEPS == 0)
+                await self._pass(passes)
             except Unavailable as error:  # a database that is down says nothing about this code
                 _logger.warning("sweep_put_off", reason=error.detail)
             except Exception:
                 _logger.exception("sweep_failed")
             passes += 1
 
-    async def _pass(self, *, trim: bool) -> None:
+    async def _pass(self, number: int) -> None:
         await self._streaming.sweep()
         await self._accounting.expire_due()
         await self._accounting.forget_answers()
-        if trim:
+        if number % NOTICE_EVERY_SWEEPS == 0:
+            await self._accounting.outbox.announce_expiring()
+        if number % TRIM_EVERY_SWEEPS == 0:
             await self._streaming.trim(closed_before=self._clock() - self._retention)
+            await self._accounting.outbox.trim()

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from parshall import __version__
-from parshall.cli import audit, chat, config, credits, models, prices, services, users
+from parshall.cli import audit, chat, config, credits, events, models, prices, services, users
 from parshall.cli.terminal import Commands, Usage, group
 
 LATER = "comes with a later release; run without it."
@@ -14,6 +14,7 @@ app = group("Metered AI streams: login, chat, Server-Sent Events and prepaid cre
 app.add_typer(users.app, name="users")
 app.add_typer(credits.app, name="credits")
 app.add_typer(prices.app, name="prices")
+app.add_typer(events.app, name="events")
 app.add_typer(services.app, name="services")
 app.add_typer(services.keys, name="keys")
 app.add_typer(models.app, name="models")
