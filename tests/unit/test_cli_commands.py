@@ -53,6 +53,7 @@ def test_all_promised_commands_are_there() -> None:
         *("up", "chat", "config", "version", "keys rotate", "models list", "models install"),
         *(f"users {verb}" for verb in ("add", "list", "role", "passwd", "remove")),
         *(f"credits {verb}" for verb in ("grant", "balance", "statement")),
+        *(f"organisations {verb}" for verb in ("add", "list", "show", "grant", "members", "join", "leave")),
         *(f"services {verb}" for verb in ("add", "list", "revoke")),
     }
 

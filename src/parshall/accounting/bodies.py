@@ -5,11 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema, model_validator
 
+from parshall.accounting.changes import Terms
 from parshall.accounting.model import PRIORITY_MAX, TOKENS_MAX
 from parshall.accounting.pricing import Price
-from parshall.kernel.clock import INSTANT_MAX, instant
+from parshall.kernel.clock import DAY, INSTANT_MAX, instant
 from parshall.kernel.credits import Credits, parse_credits
 from parshall.kernel.http import WireModel
+from parshall.kernel.ids import UserId
 from parshall.kernel.metering import Usage, UsageSource
 
 EXPIRY_DAYS_MAX = 36_500
@@ -24,7 +26,8 @@ Outcome = Literal["completed", "stopped", "abandoned", "credit_limit", "provider
 # ── Values ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _printable(value: str) -> str:
+def printable(value: str) -> str:
+    """`value`, which names something and so has no control characters. Raises ValueError."""
     if not value.isprintable():  # also refuses NUL, which PostgreSQL cannot store, and lone surrogates
         raise ValueError("must not contain control characters")
     return value
@@ -66,8 +69,8 @@ def _decimal(minimum: float | None) -> WithJsonSchema:
     return WithJsonSchema({"type": "number", "multipleOf": 0.000001, **limits})
 
 
-Who = Annotated[str, Field(min_length=1, max_length=WHO_CHARACTERS_MAX), AfterValidator(_printable)]
-ModelId = Annotated[str, Field(min_length=1, max_length=MODEL_ID_CHARACTERS_MAX), AfterValidator(_printable)]
+Who = Annotated[str, Field(min_length=1, max_length=WHO_CHARACTERS_MAX), AfterValidator(printable)]
+ModelId = Annotated[str, Field(min_length=1, max_length=MODEL_ID_CHARACTERS_MAX), AfterValidator(printable)]
 Notes = Annotated[str, Field(max_length=NOTES_CHARACTERS_MAX), AfterValidator(_without_nul)]
 Tokens = Annotated[int, Field(strict=True, ge=0, le=TOKENS_MAX)]
 SomeTokens = Annotated[int, Field(strict=True, ge=1, le=TOKENS_MAX)]
@@ -98,12 +101,20 @@ class DeductBody(WireModel):
     notes: Notes = ""
 
 
-class GrantTerms(Owned):
+class OnTerms(WireModel):
     """On what terms credits are given or taken."""
 
     expiry_days: Annotated[int, Field(strict=True, ge=1, le=EXPIRY_DAYS_MAX)] = EXPIRY_DAYS_DEFAULT
     priority: Annotated[int, Field(strict=True, ge=0, le=PRIORITY_MAX)] = 0
     notes: Notes = ""
+
+    def terms(self, *, at: int, by: UserId) -> Terms:
+        """As the ledger takes them, from the instant `at`."""
+        return Terms(expires_at=at + self.expiry_days * DAY, granted_by=by, priority=self.priority, notes=self.notes)
+
+
+class GrantTerms(Owned, OnTerms):
+    """The same, for a user's account."""
 
 
 class AllocateBody(GrantTerms):

@@ -1,9 +1,8 @@
 """Accounting over HTTP: credits and prices, with the routes of streams beside them."""
 
-import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 
 from parshall.accounting.bodies import (
     AdjustBody,
@@ -18,55 +17,29 @@ from parshall.accounting.bodies import (
     Who,
 )
 from parshall.accounting.changes import Terms
+from parshall.accounting.edge import Key, Ledger, json_text, once_of
+from parshall.accounting.http_organisations import router as organisations
 from parshall.accounting.http_streams import router as streams
 from parshall.accounting.model import Account, Changed, Grant
-from parshall.accounting.once import Once
 from parshall.accounting.pricing import PriceVersion
 from parshall.accounting.service import ENTRIES_PER_PAGE_MAX, Accounting
 from parshall.accounting.wire import balance_wire, changed_wire, entry_wire, grant_wire, price_wire, rendered
-from parshall.kernel.clock import DAY, instant
+from parshall.accounting.wire_organisations import standing_wire
+from parshall.kernel.clock import instant
 from parshall.kernel.credits import text, wire
-from parshall.kernel.errors import Invalid
-from parshall.kernel.http import Admin, Supervisor, User, WireModel
+from parshall.kernel.http import Admin, Supervisor, User
 from parshall.kernel.ids import UserId
 from parshall.kernel.tokens import Principal
 
 router = APIRouter(prefix="/api", tags=["accounting"])
 router.include_router(streams)
+router.include_router(organisations)
 
 ENTRIES_PER_PAGE_DEFAULT = 100
 _ID_MAX = 2**63 - 1
-_KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
 
-
-async def _service(request: Request) -> Accounting:
-    accounting: Accounting = request.app.state.accounting
-    return accounting
-
-
-async def _idempotency_key(
-    key: Annotated[str | None, Header(alias="Idempotency-Key", description="makes a repeated request safe")] = None,
-) -> str | None:
-    if key is not None and not _KEY.match(key):
-        raise Invalid("An Idempotency-Key has 1 to 255 printable ASCII characters; make another one.")
-    return key
-
-
-Ledger = Annotated[Accounting, Depends(_service)]
-Key = Annotated[str | None, Depends(_idempotency_key)]
 Limit = Annotated[int, Query(ge=1, le=ENTRIES_PER_PAGE_MAX)]
 After = Annotated[int, Query(ge=0, le=_ID_MAX, description="the last entry already seen")]
-
-
-def _once(key: str | None, caller: Principal, operation: str, user_id: UserId, body: WireModel) -> Once | None:
-    if key is None:
-        return None
-    asked = body.model_dump(mode="json", exclude={"user_id"})
-    return Once.of(user_id, asked, caller=caller.user_id, operation=operation, key=key)
-
-
-def _json(body: str, status: int = 200) -> Response:
-    return Response(body, status_code=status, media_type="application/json")
 
 
 # ── Balances ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -74,8 +47,8 @@ def _json(body: str, status: int = 200) -> Response:
 
 @router.get("/credits/balance")
 async def my_balance(accounting: Ledger, user: User) -> dict[str, Any]:
-    """What I hold: available, held by running streams, and the grants it comes from."""
-    return balance_wire(await accounting.balance(user.user_id))
+    """What I hold: available, held by running streams, the grants it comes from, and what an organisation gives me."""
+    return await _balance(accounting, user.user_id)
 
 
 @router.get("/credits/total-balance")
@@ -87,12 +60,17 @@ async def my_total(accounting: Ledger, user: User) -> dict[str, Any]:
 @router.get("/credits/balance/{user_id}")
 async def balance_of(user_id: Who, accounting: Ledger, _caller: Supervisor) -> dict[str, Any]:
     """What a user holds. For supervisors."""
-    return balance_wire(await accounting.balance(await accounting.directory.resolve(user_id)))
+    return await _balance(accounting, await accounting.directory.resolve(user_id))
+
+
+async def _balance(accounting: Accounting, user_id: UserId) -> dict[str, Any]:
+    held, standing = await accounting.balance_of(user_id)
+    return balance_wire(held) | {"organisation": None if standing is None else standing_wire(standing)}
 
 
 @router.post("/credits/check")
 async def check(body: CheckBody, accounting: Ledger, user: User) -> dict[str, Any]:
-    """Whether I have so many credits available; `credits` tells how many there are."""
+    """Whether I, or my organisation for me, can pay so many credits; `credits` tells how many either can at most."""
     sufficient, available = await accounting.check(user.user_id, body.required_credits)
     answer = {
         "sufficient": sufficient,
@@ -154,8 +132,7 @@ def _terms(accounting: Accounting, body: GrantTerms | RemoveBody, caller: Princi
     at = accounting.now()
     if isinstance(body, RemoveBody):
         return Terms(expires_at=at, granted_by=caller.user_id, notes=body.notes)
-    until = at + body.expiry_days * DAY
-    return Terms(expires_at=until, granted_by=caller.user_id, priority=body.priority, notes=body.notes)
+    return body.terms(at=at, by=caller.user_id)
 
 
 @router.post("/credits/deduct")
@@ -166,9 +143,9 @@ async def deduct(body: DeductBody, accounting: Ledger, user: User, key: Key) -> 
         message = f"{text(body.credits)} credits were deducted."
         return rendered({"success": True, "message": message, "remainingBalance": wire(account.available)})
 
-    once = _once(key, user, "deduct", user.user_id, body)
+    once = once_of(key, user, "deduct", user.user_id, body)
     work = accounting.deducting(user.user_id, body.credits, note=body.notes)
-    return _json(await accounting.answer_once(work, render=render, status=200, once=once))
+    return json_text(await accounting.answer_once(work, render=render, status=200, once=once))
 
 
 @router.post("/credits/allocate", status_code=201)
@@ -176,54 +153,54 @@ async def deduct(body: DeductBody, accounting: Ledger, user: User, key: Key) -> 
 async def allocate(body: AllocateBody, accounting: Ledger, caller: Supervisor, key: Key) -> Response:
     """Grant credits to a user, named by id, username or e-mail address. For supervisors."""
     user_id = await accounting.directory.resolve(body.user_id)
-    once = _once(key, caller, "allocate", user_id, body)
+    once = once_of(key, caller, "allocate", user_id, body)
     work = accounting.allocating(user_id, body.credits, _terms(accounting, body, caller))
 
     def render(grant: Grant) -> str:
         return rendered(grant_wire(grant) | {"message": f"{text(grant.amount)} credits were allocated."})
 
-    return _json(await accounting.answer_once(work, render=render, status=201, once=once), 201)
+    return json_text(await accounting.answer_once(work, render=render, status=201, once=once), 201)
 
 
 @router.post("/credits/set")
 async def set_credits(body: SetBody, accounting: Ledger, caller: Supervisor, key: Key) -> Response:
     """Make a user's total (held by running streams included) come to so many credits. For supervisors."""
     user_id = await accounting.directory.resolve(body.user_id)
-    once = _once(key, caller, "set", user_id, body)
+    once = once_of(key, caller, "set", user_id, body)
     work = accounting.setting(user_id, body.credits, _terms(accounting, body, caller))
 
     def render(changed: Changed) -> str:
         return rendered(changed_wire(changed, f"The balance was set to {text(changed.new)} credits."))
 
-    return _json(await accounting.answer_once(work, render=render, status=200, once=once))
+    return json_text(await accounting.answer_once(work, render=render, status=200, once=once))
 
 
 @router.put("/credits/adjust")
 async def adjust(body: AdjustBody, accounting: Ledger, caller: Supervisor, key: Key) -> Response:
     """Add credits to a user's account, or take them where `adjustment` is negative. For supervisors."""
     user_id = await accounting.directory.resolve(body.user_id)
-    once = _once(key, caller, "adjust", user_id, body)
+    once = once_of(key, caller, "adjust", user_id, body)
     work = accounting.adjusting(user_id, body.adjustment, _terms(accounting, body, caller))
 
     def render(changed: Changed) -> str:
         answer = changed_wire(changed, f"The balance is now {text(changed.new)} credits.")
         return rendered(answer | {"adjustment": wire(body.adjustment)})
 
-    return _json(await accounting.answer_once(work, render=render, status=200, once=once))
+    return json_text(await accounting.answer_once(work, render=render, status=200, once=once))
 
 
 @router.delete("/credits/remove")
 async def remove(body: RemoveBody, accounting: Ledger, caller: Supervisor, key: Key) -> Response:
     """Take credits back from a user. For supervisors."""
     user_id = await accounting.directory.resolve(body.user_id)
-    once = _once(key, caller, "remove", user_id, body)
+    once = once_of(key, caller, "remove", user_id, body)
     work = accounting.adjusting(user_id, -body.credits, _terms(accounting, body, caller))
 
     def render(changed: Changed) -> str:
         answer = changed_wire(changed, f"{text(body.credits)} credits were removed.")
         return rendered(answer | {"removedCredits": wire(body.credits)})
 
-    return _json(await accounting.answer_once(work, render=render, status=200, once=once))
+    return json_text(await accounting.answer_once(work, render=render, status=200, once=once))
 
 
 # ── Prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,10 +216,10 @@ async def prices(accounting: Ledger, _user: User) -> dict[str, Any]:
 async def put_price(body: PriceBody, accounting: Ledger, caller: Admin, key: Key) -> Response:
     """Set a model's price from now or from an instant to come; running streams keep the one they began at."""
     start = None if body.effective_from is None else instant(body.effective_from)
-    once = _once(key, caller, "price", caller.user_id, body)
+    once = once_of(key, caller, "price", caller.user_id, body)
     work = accounting.prices.putting(body.model_id, body.price(), set_by=caller.user_id, effective_from=start)
 
     def render(version: PriceVersion) -> str:
         return rendered(price_wire(version))
 
-    return _json(await accounting.answer_once(work, render=render, status=200, once=once))
+    return json_text(await accounting.answer_once(work, render=render, status=200, once=once))

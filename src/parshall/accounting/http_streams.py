@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Query
 
 from parshall.accounting.bodies import AbortBody, ExtendBody, FinalizeBody, InitializeBody, Who
+from parshall.accounting.edge import Ledger, OnBehalfOf, Settler
 from parshall.accounting.model import Reservation, UnknownReservation
 from parshall.accounting.service import Accounting
 from parshall.accounting.wire import receipt_wire, session_wire, slice_wire
@@ -12,32 +13,16 @@ from parshall.kernel.clock import rfc3339
 from parshall.kernel.credits import wire
 from parshall.kernel.errors import Invalid
 from parshall.kernel.headers import USER_ID_HEADER
-from parshall.kernel.http import Admin, Caller, Supervisor, User
+from parshall.kernel.http import Admin, Supervisor, User
 from parshall.kernel.ids import StreamId, UserId, parse_stream_id
 from parshall.kernel.metering import Usage, UsageSource
-from parshall.kernel.tokens import Principal, Role
+from parshall.kernel.tokens import Role
 
-SETTLE_SCOPE = "accounting:settle"
 MINUTES_DEFAULT = 5
 MINUTES_MAX = 60 * 24 * 30
 
 router = APIRouter(prefix="/streaming-sessions")
 
-
-async def _service(request: Request) -> Accounting:
-    accounting: Accounting = request.app.state.accounting
-    return accounting
-
-
-async def _settler(principal: Caller) -> Principal:
-    principal.require_scope(SETTLE_SCOPE)
-    return principal
-
-
-Ledger = Annotated[Accounting, Depends(_service)]
-Settler = Annotated[Principal, Depends(_settler)]
-"""A service that may settle; users cannot, or they would set the price of their own streams."""
-OnBehalfOf = Annotated[Who | None, Header(alias=USER_ID_HEADER, description="the user whom the service acts for")]
 Minutes = Annotated[int, Query(ge=1, le=MINUTES_MAX)]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from parshall import __version__
-from parshall.cli import chat, config, credits, models, services, users
+from parshall.cli import chat, config, credits, models, organisations, services, users
 from parshall.cli.terminal import Commands, Usage, group
 
 LATER = "comes with a later release; run without it."
@@ -13,6 +13,7 @@ LATER = "comes with a later release; run without it."
 app = group("Metered AI streams: login, chat, Server-Sent Events and prepaid credits.", cls=Commands)
 app.add_typer(users.app, name="users")
 app.add_typer(credits.app, name="credits")
+app.add_typer(organisations.app, name="organisations")
 app.add_typer(services.app, name="services")
 app.add_typer(services.keys, name="keys")
 app.add_typer(models.app, name="models")
