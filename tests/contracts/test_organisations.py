@@ -330,6 +330,14 @@ async def test_joining_leaving_and_reserving_in_one_batch_are_done_in_their_orde
     assert (await organisations.standing(ANN)).member.limit_day == 7
 
 
+async def test_who_leaves_and_joins_again_in_one_batch_begins_anew(world: World) -> None:
+    await world.grant(world.organisation_id, 100)
+    await world.put(ANN, day=5)
+    await asyncio.gather(world.reserve(tokens=5), world.leave(ANN), world.put(ANN, day=7))
+    member = await world.member()
+    assert (member.limit_day, member.day_used, member.total_used) == (7, 0, 0)
+
+
 async def test_an_organisation_without_a_credit_leaves_its_members_to_themselves(world: World) -> None:
     await world.put(ANN)
     await world.grant(ANN, 10)
@@ -446,6 +454,25 @@ async def test_two_replicas_putting_one_user_into_two_organisations_succeed_once
             return_exceptions=True,
         )
         assert {type(each) for each in answers} == {Member, AlreadyMember}
+
+
+async def test_of_two_replicas_changing_one_membership_neither_undoes_the_other(world: World) -> None:
+    """Also while the organisation has no credits: its account is there to be held from the beginning."""
+    second = world.replica()
+    await world.put(ANN)
+    for amount in range(20):
+        changes = (
+            (world.accounting, Change(limits={"limit_day": amount})),
+            (second, Change(limits={"limit_month": amount})),
+        )
+        await asyncio.gather(
+            *(
+                replica.organisations.run(replica.organisations.putting(world.organisation_id, ANN, change))
+                for replica, change in changes
+            )
+        )
+        member = await world.member()
+        assert (member.limit_day, member.limit_month) == (amount, amount)
 
 
 async def test_two_replicas_founding_one_name_found_one(world: World) -> None:

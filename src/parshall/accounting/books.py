@@ -227,8 +227,7 @@ class Books:
 
     def change(self, member: Member) -> None:
         """Have a membership saved that was changed."""
-        if member.user_id not in self.joined:
-            self.changed_members[member.user_id] = member
+        self.changed_members[member.user_id] = member
 
     def join(self, member: Member) -> None:
         """Have a new membership saved."""
