@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Books:
     grants: dict[str, int]
     reservations: dict[str, Any]
     transfers: list[Any]
+    members: list[Any]
 
 
 def read_books(connection: Connection) -> Books:
@@ -43,6 +45,7 @@ def read_books(connection: Connection) -> Books:
         grants={r.id: r.remaining for r in rows("SELECT * FROM grants")},
         reservations={r.id: r for r in rows("SELECT * FROM reservations")},
         transfers=rows("SELECT * FROM transfers ORDER BY account_id, number"),
+        members=rows("SELECT * FROM members"),
     )
 
 
@@ -75,6 +78,7 @@ def check_books(books: Books) -> None:
         assert (kept.number, kept.head) == chains.get(name, (0, "")), "M5: the chain ends where the account says"
     assert grants == books.grants, "M5, M6: every grant's remaining is what its transfers say"
     check_reservations(books)
+    check_members(books)
 
 
 def linked(before: tuple[int, str], row: Any) -> tuple[int, str]:
@@ -120,6 +124,25 @@ def check_reservations(books: Books) -> None:
     assert set(reserved) <= set(books.reservations)
     for name, kept in books.accounts.items():
         assert kept.reserved == by_account[name], "what is reserved is what active reservations hold"
+
+
+def check_members(books: Books) -> None:
+    """What counts toward a member's limits is what the streams of this membership hold or have cost."""
+
+    def month(day: int) -> tuple[int, int]:
+        date = datetime.fromtimestamp(day * 86_400, UTC)
+        return date.year, date.month
+
+    for member in books.members:
+        streams = [each for each in books.reservations.values() if each.member_id == member.id]
+        assert {each.account_id for each in streams} <= {member.organisation_id}, "its organisation pays for them"
+        counted = [(each.counted_on, each.reserved if each.state == "active" else each.charged) for each in streams]
+        today = sum(amount for day, amount in counted if day == member.day)
+        this_month = sum(amount for day, amount in counted if month(day) == month(member.day))
+        assert (member.day_used, member.month_used) == (today, this_month)
+        assert member.total_used == sum(amount for _, amount in counted)
+    paid_by_others = [each for each in books.reservations.values() if each.account_id != each.user_id]
+    assert all(each.member_id for each in paid_by_others), "only an organisation pays for another"
 
 
 def check_ledger(where: Path | str) -> None:

@@ -107,6 +107,25 @@ def test_granted_credits_show_in_balance_and_statement(commands: Commands) -> No
     assert (nobody.exit_code, len(nobody.stderr.splitlines())) == (1, 1)
 
 
+def test_an_organisation_is_added_funded_joined_and_left(commands: Commands) -> None:
+    commands.done("users", "add", "ann", "--email", "ann@example.org", "--password-stdin", stdin=PASSWORD)
+    commands.done("organisations", "add", " Physics ")
+    commands.done("organisations", "grant", "Physics", "12.5", "--note", "term")
+    (listed,) = commands.listed("organisations", "list")
+    shown = commands.listed("organisations", "show", listed["id"])
+    assert (shown["name"], shown["availableCredits"], shown["organisationId"]) == ("Physics", 12.5, listed["id"])
+    commands.done("organisations", "join", "Physics", "ann", "--per-day", "3", "--total", "9", "--role", "manager")
+    commands.done("organisations", "join", "Physics", "ann@example.org", "--per-day", "none", "--per-month", "0")
+    (member,) = commands.listed("organisations", "members", "Physics")
+    limits = (member["limitPerDay"], member["limitPerMonth"], member["limitTotal"])
+    assert (member["role"], *limits) == ("manager", None, 0, 9)
+    commands.done("organisations", "leave", "Physics", "ann")
+    assert commands.listed("organisations", "members", "Physics") == []
+    for refused in (("add", "Physics"), ("add", " "), ("show", "Optics"), ("leave", "Physics", "ann")):
+        result = commands.run("organisations", *refused)
+        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+
+
 def test_a_service_secret_is_printed_once_and_alone(commands: Commands) -> None:
     secret = commands.done("services", "add", "chat", "--scope", "accounting:settle").removesuffix("\n")
     assert len(secret) >= 32

@@ -55,6 +55,7 @@ def test_all_promised_commands_are_there() -> None:
         *(f"credits {verb}" for verb in ("grant", "balance", "statement")),
         *(f"prices {verb}" for verb in ("load", "list", "set")),
         *(f"events {verb}" for verb in ("list", "retry", "test")),
+        *(f"organisations {verb}" for verb in ("add", "list", "show", "grant", "members", "join", "leave")),
         *(f"services {verb}" for verb in ("add", "list", "revoke")),
     }
 

@@ -14,11 +14,13 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from parshall.accounting.changes import Terms
 from parshall.accounting.model import PRIORITY_MAX, TOKENS_MAX
 from parshall.accounting.pricing import Price
-from parshall.kernel.clock import INSTANT_MAX, instant
+from parshall.kernel.clock import DAY, INSTANT_MAX, instant
 from parshall.kernel.credits import Credits, InvalidAmount, parse_credits
 from parshall.kernel.http import WireModel
+from parshall.kernel.ids import UserId
 from parshall.kernel.metering import Usage, UsageSource
 
 EXPIRY_DAYS_MAX = 36_500
@@ -117,12 +119,20 @@ class DeductBody(WireModel):
     notes: Notes = ""
 
 
-class GrantTerms(Owned):
+class OnTerms(WireModel):
     """On what terms credits are given or taken."""
 
     expiry_days: Annotated[int, Field(strict=True, ge=1, le=EXPIRY_DAYS_MAX)] = EXPIRY_DAYS_DEFAULT
     priority: Annotated[int, Field(strict=True, ge=0, le=PRIORITY_MAX)] = 0
     notes: Notes = ""
+
+    def terms(self, *, at: int, by: UserId) -> Terms:
+        """As the ledger takes them, from the instant `at`."""
+        return Terms(expires_at=at + self.expiry_days * DAY, granted_by=by, priority=self.priority, notes=self.notes)
+
+
+class GrantTerms(Owned, OnTerms):
+    """The same, for a user's account."""
 
 
 class AllocateBody(GrantTerms):

@@ -90,6 +90,8 @@ class Books:
         self.changed_accounts: dict[str, HeldAccount] = {}
         self.changed_grants: dict[str, HeldGrant] = {}
         self.changed_members: dict[UserId, Member] = {}
+        self.joined: dict[UserId, Member] = {}
+        self.left: set[UserId] = set()
         self.opened: dict[StreamId, Reservation] = {}
         self.changed: dict[StreamId, Reservation] = {}
         self._in_force: dict[str, PriceVersion | None] = {}
@@ -104,6 +106,10 @@ class Books:
         if held is None:
             held = self.accounts[account_id] = HeldAccount(id=account_id, created_at=self.at)
         return held
+
+    def open_account(self, account_id: str) -> None:
+        """Have an account saved before anything moves on it: only a row can be held."""
+        self.changed_accounts[account_id] = self.account(account_id)
 
     def reservation(self, stream_id: StreamId) -> Reservation:
         """The reservation of a stream. Raises UnknownReservation."""
@@ -194,14 +200,45 @@ class Books:
                 count += 1
         return count
 
-    def count(self, reservation: Reservation, change: int) -> None:
-        """Count what a stream holds or has cost toward its member's limits, where an organisation pays."""
-        if reservation.account_id == reservation.user_id or change == 0:
-            return
+    # ── Members ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def payer(self, user_id: UserId) -> Member | None:
+        """The membership by which an organisation may pay for the user.
+
+        None also where its account is not held: who joined after the batch had begun has not joined for the batch.
+        """
+        member = self.members.get(user_id)
+        return member if member is not None and member.organisation_id in self.accounts else None
+
+    def member_of(self, reservation: Reservation) -> Member | None:
+        """The membership toward whose limits a stream counts; None where the user pays or has left."""
         member = self.members.get(reservation.user_id)
-        if member is not None and member.organisation_id == reservation.account_id:
-            member.count(change, since=reservation.created_at, at=self.at)
-            self.changed_members[member.user_id] = member
+        return member if member is not None and member.id == reservation.member_id else None
+
+    def count(self, reservation: Reservation, *, was: int, now: int) -> None:
+        """Count a stream that held `was` with `now`, what it holds or has cost, where it counts toward limits."""
+        member = self.member_of(reservation)
+        if member is not None and now != was:
+            reservation.counted_on = member.count(was=was, now=now, on=reservation.counted_on, at=self.at)
+            self.change(member)
+
+    def change(self, member: Member) -> None:
+        """Have a membership saved that was changed."""
+        self.changed_members[member.user_id] = member
+
+    def join(self, member: Member) -> None:
+        """Have a new membership saved."""
+        assert member.user_id not in self.members, "one organisation a user"
+        self.members[member.user_id] = self.joined[member.user_id] = member
+
+    def leave(self, member: Member) -> None:
+        """Have a membership deleted."""
+        del self.members[member.user_id]
+        self.changed_members.pop(member.user_id, None)
+        if self.joined.pop(member.user_id, None) is None:
+            self.left.add(member.user_id)
+
+    # ── Saving ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def touch(self, reservation: Reservation) -> None:
         """Have a reservation saved that was changed."""

@@ -29,7 +29,8 @@ class Operation(Generic[T]):
     """One change of the books and what it needs to be held and loaded.
 
     `apply` is the rule. It raises a ParshallError before it changes anything: what is refused must leave no trace in
-    the batch that others share. `step` names the extension whose earlier answer it may have to repeat.
+    the batch that others share. `step` names the extension whose earlier answer it may have to repeat; of `memberships`
+    no account is held.
     """
 
     apply: Callable[[Books], T]
@@ -37,6 +38,7 @@ class Operation(Generic[T]):
     account_id: str | None = None
     stream_id: StreamId | None = None
     step: int = 0
+    memberships: tuple[UserId, ...] = ()
 
 
 _Answer = tuple[Any, ParshallError | None]
@@ -114,6 +116,7 @@ class Combiner:
             accounts=[each.account_id for each in operations if each.account_id is not None],
             streams=[each.stream_id for each in operations if each.stream_id is not None],
             steps=[(each.stream_id, each.step) for each in operations if each.step and each.stream_id is not None],
+            memberships=[user_id for each in operations for user_id in each.memberships],
         )
         answers = [_attempt(operation, books) for operation in operations]
         store.save(books)

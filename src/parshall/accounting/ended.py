@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from parshall.accounting.books import Books, HeldAccount, Parts, joined, read_parts
+from parshall.accounting.metered import budget
 from parshall.accounting.model import Kind, Reservation, ReservationEnded, State
 from parshall.kernel.errors import KeyReused
 from parshall.kernel.ids import StreamId
@@ -58,14 +59,14 @@ def _charge(books: Books, reservation: Reservation, report: Report) -> None:
     parts = read_parts(reservation.parts) if active else []
     held = reservation.reserved if active else 0
     first = account.number + 1
-    extra = min(max(cost - held, 0), account.available)
+    extra = min(max(cost - held, 0), budget(books, account, reservation, held=held))
     if extra:  # reserve first, then charge: nothing is ever charged that was not reserved (M7)
         parts = joined(parts, books.take(account, Kind.RESERVE, extra, reservation_id=reservation.id))
     charged = min(cost, held + extra)
     back = pay(books, account, reservation.id, parts, charged)
     if cost > charged:
         books.post(account, Kind.UNCOLLECTED, cost - charged, reservation_id=reservation.id)
-    books.count(reservation, charged - held)
+    books.count(reservation, was=held, now=charged)
     reservation.reserved += extra
     reservation.uncollected = cost - charged
     state = State.SETTLED if active else State.EXPIRED
@@ -149,5 +150,5 @@ def _end_unused(books: Books, reservation: Reservation, state: State) -> None:
     account = books.account(reservation.account_id)
     first = account.number + 1
     back = pay(books, account, reservation.id, read_parts(reservation.parts), 0)
-    books.count(reservation, -reservation.reserved)
+    books.count(reservation, was=reservation.reserved, now=0)
     _end(books, account, reservation, state=state, outcome=state.value, charged=0, first=first, back=back)

@@ -18,13 +18,15 @@ from parshall.accounting.bodies import (
 )
 from parshall.accounting.changes import Terms
 from parshall.accounting.edge import Key, Ledger, json_text, once_of
+from parshall.accounting.http_organisations import router as organisations
 from parshall.accounting.http_streams import router as streams
 from parshall.accounting.http_usage import router as usage
 from parshall.accounting.model import Account, Changed, Grant
 from parshall.accounting.pricing import PriceVersion
 from parshall.accounting.service import ENTRIES_PER_PAGE_MAX, Accounting
 from parshall.accounting.wire import balance_wire, changed_wire, entry_wire, grant_wire, price_wire, rendered
-from parshall.kernel.clock import DAY, instant
+from parshall.accounting.wire_organisations import standing_wire
+from parshall.kernel.clock import instant
 from parshall.kernel.credits import text, wire
 from parshall.kernel.http import Admin, Supervisor, User
 from parshall.kernel.ids import UserId
@@ -33,6 +35,7 @@ from parshall.kernel.tokens import Principal
 router = APIRouter(prefix="/api", tags=["accounting"])
 router.include_router(streams)
 router.include_router(usage)
+router.include_router(organisations)
 
 ENTRIES_PER_PAGE_DEFAULT = 100
 _ID_MAX = 2**63 - 1
@@ -46,8 +49,8 @@ After = Annotated[int, Query(ge=0, le=_ID_MAX, description="the last entry alrea
 
 @router.get("/credits/balance")
 async def my_balance(accounting: Ledger, user: User) -> dict[str, Any]:
-    """What I hold: available, held by running streams, and the grants it comes from."""
-    return balance_wire(await accounting.balance(user.user_id))
+    """What I hold: available, held by running streams, the grants it comes from, and what an organisation gives me."""
+    return await _balance(accounting, user.user_id)
 
 
 @router.get("/credits/total-balance")
@@ -59,12 +62,17 @@ async def my_total(accounting: Ledger, user: User) -> dict[str, Any]:
 @router.get("/credits/balance/{user_id}")
 async def balance_of(user_id: Who, accounting: Ledger, _caller: Supervisor) -> dict[str, Any]:
     """What a user holds. For supervisors."""
-    return balance_wire(await accounting.balance(await accounting.directory.resolve(user_id)))
+    return await _balance(accounting, await accounting.directory.resolve(user_id))
+
+
+async def _balance(accounting: Accounting, user_id: UserId) -> dict[str, Any]:
+    held, standing = await accounting.balance_of(user_id)
+    return balance_wire(held) | {"organisation": None if standing is None else standing_wire(standing)}
 
 
 @router.post("/credits/check")
 async def check(body: CheckBody, accounting: Ledger, user: User) -> dict[str, Any]:
-    """Whether I have so many credits available; `credits` tells how many there are."""
+    """Whether I, or my organisation for me, can pay so many credits; `credits` tells how many either can at most."""
     sufficient, available = await accounting.check(user.user_id, body.required_credits)
     answer = {
         "sufficient": sufficient,
@@ -126,8 +134,7 @@ def _terms(accounting: Accounting, body: GrantTerms | RemoveBody, caller: Princi
     at = accounting.now()
     if isinstance(body, RemoveBody):
         return Terms(expires_at=at, granted_by=caller.user_id, notes=body.notes)
-    until = at + body.expiry_days * DAY
-    return Terms(expires_at=until, granted_by=caller.user_id, priority=body.priority, notes=body.notes)
+    return body.terms(at=at, by=caller.user_id)
 
 
 @router.post("/credits/deduct")

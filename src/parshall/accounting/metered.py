@@ -24,18 +24,22 @@ SHARED_TOKENS_MIN = 16
 """Below so many output tokens a slice is not made smaller: every slice costs a round trip."""
 
 
-def refusal(account: HeldAccount, *, required: int, left: int | None = None) -> InsufficientCredits:
+def refusal(
+    account: HeldAccount, *, required: int, available: int | None = None, drawable: int | None = None
+) -> InsufficientCredits:
     """The 402 that says what was needed (microcredits), what is there, and what running streams hold.
 
-    `left` is what the limit of an organisation's member leaves.
+    `available` where it is less than the account has; `drawable` is what an organisation would give beside it.
     """
-    limited = "" if left is None else f" Your limit in the organisation that pays leaves {text(left)}."
-    amounts = {"requiredCredits": required, "availableCredits": account.available, "reservedCredits": account.reserved}
-    if left is not None:
-        amounts["limitLeftCredits"] = left
+    there = account.available if available is None else available
+    amounts = {"requiredCredits": required, "availableCredits": there, "reservedCredits": account.reserved}
+    beside = ""
+    if drawable is not None:
+        amounts["organisationCredits"] = drawable
+        beside = f", and your organisation gives you {text(drawable)} now; one of the two has to cover it"
     return InsufficientCredits(
-        f"This needs {text(required)} credits and {text(account.available)} are available "
-        f"({text(account.reserved)} are held by running streams).{limited} "
+        f"This needs {text(required)} credits and {text(there)} are available "
+        f"({text(account.reserved)} are held by running streams){beside}. "
         "Ask for a grant or wait until those streams settle.",
         **{name: wire(amount) for name, amount in amounts.items()},  # type: ignore[arg-type]
     )
@@ -79,7 +83,7 @@ def reserve(books: Books, opening: Opening, *, reservation_seconds: int) -> Slic
     if known is not None:
         return _reserved_again(known, opening)
     version = books.price(opening.model_id)
-    account, granted = _first_slice(books, opening, version.price, books.at + reservation_seconds * SECOND)
+    account, member, granted = _first_slice(books, opening, version.price, books.at + reservation_seconds * SECOND)
     reserved = granted.reserved
     parts = books.take(account, Kind.RESERVE, reserved, reservation_id=opening.stream_id) if reserved else []
     reservation = Reservation(
@@ -103,10 +107,11 @@ def reserve(books: Books, opening: Opening, *, reservation_seconds: int) -> Slic
         granted.output_tokens,
         granted.expires_at,
         int(granted.final),
+        "" if member is None else member.id,
     )
     books.reservations[opening.stream_id] = reservation
     books.opened[opening.stream_id] = reservation
-    books.count(reservation, reserved)
+    books.count(reservation, was=0, now=reserved)
     return granted
 
 
@@ -119,35 +124,47 @@ def _reserved_again(reservation: Reservation, opening: Opening) -> Slice:
     return reservation.first
 
 
-def _first_slice(books: Books, opening: Opening, price: Price, expires_at: int) -> tuple[HeldAccount, Slice]:
-    """Who pays and what for: the user's organisation within the member's limit, else the user."""
-    member = books.members.get(opening.user_id)
-    refused: InsufficientCredits | None = None
-    for payer in (member, None) if member is not None else (None,):
-        account = books.account(opening.user_id if payer is None else payer.organisation_id)
-        budget, left = _budget(books, account, payer)
-        granted = _slice(
-            price,
-            budget=budget,
-            input_tokens=opening.input_tokens,
-            held=0,
-            asked=opening.slice_tokens,
-            least=opening.slice_tokens_min,
-            limit=opening.output_tokens_max,
-            expires_at=expires_at,
-        )
-        if granted is not None:
-            return account, granted
-        least = price.ceiling(input_tokens=opening.input_tokens, output_tokens=opening.slice_tokens_min)
-        refused = refused or refusal(account, required=least, left=left)
-    assert refused is not None
-    raise refused
+def _first_slice(
+    books: Books, opening: Opening, price: Price, expires_at: int
+) -> tuple[HeldAccount, Member | None, Slice]:
+    """Who pays and what for: the user's organisation within the member's limits, else the user."""
+    member, drawable = books.payer(opening.user_id), None
+    if member is not None:
+        account = books.account(member.organisation_id)
+        drawable = member.drawable(account.available, at=books.at)
+        if granted := _opened(opening, price, drawable, expires_at):
+            return account, member, granted
+    account = books.account(opening.user_id)
+    if granted := _opened(opening, price, account.available, expires_at):
+        return account, None, granted
+    least = price.ceiling(input_tokens=opening.input_tokens, output_tokens=opening.slice_tokens_min)
+    raise refusal(account, required=least, drawable=drawable)
 
 
-def _budget(books: Books, account: HeldAccount, member: Member | None) -> tuple[int, int | None]:
-    """What a stream may still take of an account, and what the member's limit leaves."""
-    left = None if member is None else member.left(at=books.at)
-    return (account.available if left is None else min(account.available, left)), left
+def _opened(opening: Opening, price: Price, budget: int, expires_at: int) -> Slice | None:
+    return _slice(
+        price,
+        budget=budget,
+        input_tokens=opening.input_tokens,
+        held=0,
+        asked=opening.slice_tokens,
+        least=opening.slice_tokens_min,
+        limit=opening.output_tokens_max,
+        expires_at=expires_at,
+    )
+
+
+def budget(books: Books, account: HeldAccount, reservation: Reservation, *, held: int) -> int:
+    """What a stream that holds `held` may still take of the account that pays, within its member's limits.
+
+    Of an organisation that its user has left it takes nothing more.
+    """
+    if not reservation.member_id:
+        return account.available
+    member = books.member_of(reservation)
+    if member is None:
+        return 0
+    return member.drawable(account.available, at=books.at, held=held, on=reservation.counted_on)
 
 
 def _slice(
@@ -199,7 +216,7 @@ def extend(books: Books, stream_id: StreamId, *, step: int, output_tokens: int, 
         raise StepOutOfOrder(f"The next extension of this stream is step {reservation.step + 1}; send that one.")
     account = books.account(reservation.account_id)
     granted = _grown(books, account, reservation, output_tokens, books.at + reservation_seconds * SECOND)
-    extra = granted.reserved - reservation.reserved
+    held, extra = reservation.reserved, granted.reserved - reservation.reserved
     if extra:
         more = books.take(account, Kind.RESERVE, extra, reservation_id=stream_id)
         reservation.parts = stored_parts(joined(read_parts(reservation.parts), more))
@@ -208,7 +225,7 @@ def extend(books: Books, stream_id: StreamId, *, step: int, output_tokens: int, 
     reservation.output_tokens = granted.output_tokens
     reservation.expires_at = granted.expires_at
     books.touch(reservation)
-    books.count(reservation, extra)
+    books.count(reservation, was=held, now=granted.reserved)
     answer = (granted.reserved, granted.output_tokens, granted.expires_at, int(granted.final))
     books.slices.append((stream_id, step, output_tokens, *answer))
     books.answers[stream_id, step] = (output_tokens, granted)
@@ -227,13 +244,11 @@ def _grown(books: Books, account: HeldAccount, reservation: Reservation, output_
     held, limit = reservation.output_tokens, reservation.output_tokens_max
     if held == limit:
         return Slice(reserved=Credits(reservation.reserved), output_tokens=held, expires_at=expires_at, final=True)
-    member = books.members.get(reservation.user_id)
-    pays = member is not None and member.organisation_id == reservation.account_id
-    budget, left = _budget(books, account, member if pays else None)
+    may_take = budget(books, account, reservation, held=reservation.reserved)
     price = books.price_version(reservation.price_version).price
     granted = _slice(
         price,
-        budget=budget,
+        budget=may_take,
         input_tokens=reservation.input_tokens,
         held=held,
         asked=output_tokens,
@@ -243,5 +258,5 @@ def _grown(books: Books, account: HeldAccount, reservation: Reservation, output_
     )
     if granted is None:
         least = price.ceiling(input_tokens=reservation.input_tokens, output_tokens=held + 1)
-        raise refusal(account, required=least - reservation.reserved, left=left)
+        raise refusal(account, required=least - reservation.reserved, available=may_take)
     return granted

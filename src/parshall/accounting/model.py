@@ -188,7 +188,9 @@ class Reservation:
     """Credits held for one stream. `reserved` counts all that was ever held, `output_tokens` all output it pays for.
 
     `parts` tells which grant gave how much, in order (JSON), `step` the number of extensions so far; the fields
-    `first_…` repeat the first slice. Those from `ended_at` on are absent while it runs; usage where none was reported.
+    `first_…` repeat the first slice. Where an organisation pays, it counts toward the limits of the membership
+    `member_id`, on the day `counted_on`. Those from `ended_at` on are absent while it runs; usage where none was
+    reported.
     The fields stand in the order of the table's columns; not frozen, because the working set changes it in place.
     """
 
@@ -212,6 +214,8 @@ class Reservation:
     first_output_tokens: int
     first_expires_at: int
     first_final: int
+    member_id: str = ""
+    counted_on: int = 0
     ended_at: int | None = None
     used_input_tokens: int | None = None
     used_cached_input_tokens: int | None = None

@@ -17,7 +17,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from parshall.accounting.model import Account, Grant, Kind, PriceConflict, Reservation, State, Transfer
+from parshall.accounting.model import Account, Balance, Grant, Kind, PriceConflict, Reservation, State, Transfer
 from parshall.accounting.pricing import ANY_MODEL, Price, PriceVersion
 from parshall.accounting.tables import accounts, grants, idempotency, prices, reservations, slices, transfers
 from parshall.kernel.clock import DAY
@@ -92,6 +92,17 @@ def find_account(connection: Connection, account_id: str) -> Account:
     row = connection.execute(_ACCOUNT, {"account": account_id}).one_or_none()
     available, reserved = (0, 0) if row is None else row
     return Account(id=account_id, available=Credits(available), reserved=Credits(reserved))
+
+
+def balance(connection: Connection, account_id: str, *, at: int) -> Balance:
+    """What the account holds at that instant; a grant that is due counts as gone even before it is booked so."""
+    held = [grant for grant in held_grants(connection, account_id) if not grant.due(at=at)]
+    return Balance(
+        account_id=account_id,
+        available=Credits(sum(grant.remaining for grant in held)),
+        reserved=find_account(connection, account_id).reserved,
+        grants=tuple(held),
+    )
 
 
 def entries(connection: Connection, account_id: str, *, after: int, limit: int) -> list[Transfer]:

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
-from parshall.accounting import changes, ended, metered, queries
+from parshall.accounting import changes, ended, metered, queries, queries_organisations
 from parshall.accounting.announcements import Policy
 from parshall.accounting.books import Books
 from parshall.accounting.changes import Terms
@@ -23,6 +23,8 @@ from parshall.accounting.model import (
     UnknownReservation,
 )
 from parshall.accounting.once import Once, answering
+from parshall.accounting.organisation import Standing
+from parshall.accounting.organisations import Organisations
 from parshall.accounting.outbox import Outbox
 from parshall.accounting.prices import PriceList
 from parshall.accounting.usage import UsageRecords
@@ -71,6 +73,7 @@ class Accounting:
         self.outbox = Outbox(database, policy)
         self.prices = PriceList(database, self._combiner)
         self.usage = UsageRecords(database)
+        self.organisations = Organisations(database, self._combiner)
         self._clock = clock
         self._reservation_seconds = reservation_seconds
 
@@ -217,30 +220,32 @@ class Accounting:
 
     # ── Balances ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def balance(self, user_id: UserId) -> Balance:
-        """What the user holds now; a grant that is due counts as gone even before it is booked so."""
+    async def balance(self, account_id: str) -> Balance:
+        """What the account holds now; a grant that is due counts as gone even before it is booked so."""
+        database = self._database
+        return await database.read(lambda c: queries.balance(c, account_id, at=database.instant(c)))
 
-        def work(connection: Connection) -> Balance:
-            at = self._database.instant(connection)
-            held = [grant for grant in queries.held_grants(connection, user_id) if not grant.due(at=at)]
-            return Balance(
-                account_id=user_id,
-                available=Credits(sum(grant.remaining for grant in held)),
-                reserved=queries.find_account(connection, user_id).reserved,
-                grants=tuple(held),
-            )
+    async def balance_of(self, user_id: UserId) -> tuple[Balance, Standing | None]:
+        """What the user holds now, and what an organisation gives the user, as of one instant."""
+        database = self._database
 
-        return await self._database.read(work)
+        def work(connection: Connection) -> tuple[Balance, Standing | None]:
+            at = database.instant(connection)
+            held = queries.balance(connection, user_id, at=at)
+            return held, queries_organisations.standing(connection, user_id, at=at)
+
+        return await database.read(work)
 
     async def check(self, user_id: UserId, required: int) -> tuple[bool, Credits]:
-        """Whether `required` is available now, and what is."""
-        available = (await self.balance(user_id)).available
-        return required <= available, available
+        """Whether one payer, the user or the user's organisation, covers `required` now, and the most that one does."""
+        held, standing = await self.balance_of(user_id)
+        most = max(held.available, standing.drawable if standing else 0)
+        return required <= most, Credits(most)
 
-    async def statement(self, user_id: UserId, *, after: int, limit: int) -> list[Transfer]:
+    async def statement(self, account_id: str, *, after: int, limit: int) -> list[Transfer]:
         """The account's transfers numbered above `after`, oldest first, each with the balance behind it."""
         assert 0 < limit <= ENTRIES_PER_PAGE_MAX
-        return await self._database.read(lambda c: queries.entries(c, user_id, after=after, limit=limit))
+        return await self._database.read(lambda c: queries.entries(c, account_id, after=after, limit=limit))
 
     async def grants_all(self, *, after: str | None = None, limit: int = ENTRIES_PER_PAGE_MAX) -> list[Grant]:
         """Grants of all accounts, oldest first, behind the grant `after`. Raises NotFound for an unknown `after`."""

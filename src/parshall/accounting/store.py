@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from parshall.accounting.books import Books, HeldAccount, HeldGrant, read_parts
 from parshall.accounting.model import Grant, Reservation, State
-from parshall.accounting.organisation import Member, MemberRole
+from parshall.accounting.organisation import member_of_row
 from parshall.accounting.queries import slice_at
 from parshall.accounting.tables import accounts, grants, members, reservations, slices, transfers
 from parshall.kernel.bulk import Bulk, fetch
@@ -33,15 +33,16 @@ _FRESH = attrgetter(*(column.name for column in reservations.columns if not colu
 """What a reservation has from the start; absent columns are left out, for binding them costs as much as values."""
 _STATES = {state.value: state for state in State}
 _ENDS = (
-    *("state", "reserved", "parts", "output_tokens", "step", "expires_at", "ended_at", "used_input_tokens"),
-    *("used_cached_input_tokens", "used_output_tokens", "used_reasoning_tokens", "usage_source", "outcome"),
-    *("charged", "uncollected", "balance_after", "transfers_from", "transfers_to"),
+    *("state", "reserved", "parts", "output_tokens", "step", "expires_at", "counted_on", "ended_at"),
+    *("used_input_tokens", "used_cached_input_tokens", "used_output_tokens", "used_reasoning_tokens"),
+    *("usage_source", "outcome", "charged", "uncollected", "balance_after", "transfers_from", "transfers_to"),
 )
 _CHANGED_RESERVATION = attrgetter("id", *_ENDS)
 _BALANCES = ("available", "reserved", "number", "head")
 _CHANGED_ACCOUNT = attrgetter("id", *_BALANCES)
-_COUNTS = ("day", "day_used", "month", "month_used", "total_used")
-_CHANGED_MEMBER = attrgetter("user_id", *_COUNTS)
+_MEMBER = attrgetter(*(column.name for column in members.columns))
+_TERMS = ("role", "limit_day", "limit_month", "limit_total", "day", "day_used", "month", "month_used", "total_used")
+_CHANGED_MEMBER = attrgetter("user_id", *_TERMS)
 
 # ── Load ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -53,8 +54,11 @@ def load(
     accounts: Iterable[str],
     streams: Sequence[StreamId],
     steps: Iterable[tuple[StreamId, int]],
+    memberships: Iterable[UserId] = (),
 ) -> None:
     """Hold every account that these users, streams and ids stand for, then read all that hangs on them.
+
+    Of the people in `memberships` only that is read, and nothing held.
 
     The accounts come first: only once they are held can nothing else of theirs change. What is due by then is
     booked as expired before any operation sees it.
@@ -72,7 +76,7 @@ def load(
     else:  # the one writer holds everything already, so what hangs on the accounts may as well be read first
         _load_reservations(books, streams)
         _hold_accounts(books, named.union(each.account_id for each in books.reservations.values()), (), people)
-    _load_members(books, people)
+    _load_members(books, {*people, *memberships})
     _load_grants(books)
     for stream_id, step in steps:
         reservation = books.reservations.get(stream_id)
@@ -98,14 +102,11 @@ def _hold_accounts(books: Books, named: set[str], streams: Sequence[str], people
         books.accounts[account.id] = account
 
 
-def _load_members(books: Books, people: Sequence[UserId]) -> None:
-    """Members whose organisation may pay now, or pays for one of the streams."""
-    paid_for = {each.user_id for each in books.reservations.values() if each.user_id != each.account_id}
-    for row in _MEMBERS.find(books.connection, sorted(paid_for.union(people))):
-        member = Member(*row)
-        member.role = MemberRole(member.role)
-        if member.organisation_id in books.accounts or member.user_id in paid_for:
-            books.members[member.user_id] = member
+def _load_members(books: Books, people: set[UserId]) -> None:
+    """The memberships of these people, and of those for whose streams an organisation pays."""
+    paid_for = {each.user_id for each in books.reservations.values() if each.member_id}
+    for row in _MEMBERS.find(books.connection, sorted(people | paid_for)):
+        books.members[row[0]] = member_of_row(row)
 
 
 def _load_grants(books: Books) -> None:
@@ -140,7 +141,9 @@ def save(books: Books) -> None:
     _RESERVATIONS.insert(connection, [_FRESH(each) for each in books.opened.values()])
     _RESERVATIONS.update(connection, _ENDS, [_CHANGED_RESERVATION(each) for each in books.changed.values()])
     _SLICES.insert(connection, books.slices)
-    _MEMBERS.update(connection, _COUNTS, [_CHANGED_MEMBER(each) for each in books.changed_members.values()])
+    _MEMBERS.delete(connection, sorted(books.left))
+    _MEMBERS.insert(connection, [_MEMBER(each) for each in books.joined.values()])
+    _MEMBERS.update(connection, _TERMS, [_CHANGED_MEMBER(each) for each in books.changed_members.values()])
 
 
 def _save_accounts(connection: Connection, changed: Iterable[HeldAccount]) -> None:

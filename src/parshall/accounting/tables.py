@@ -68,6 +68,8 @@ reservations = Table(
     Column("first_output_tokens", BigInteger, nullable=False),
     Column("first_expires_at", BigInteger, nullable=False),
     Column("first_final", Integer, nullable=False),
+    Column("member_id", String(32), nullable=False),  # toward whose limits it counts; empty where the user pays
+    Column("counted_on", Integer, nullable=False),  # the day, as members.day, on which it counts
     Column("ended_at", BigInteger),
     Column("used_input_tokens", BigInteger),
     Column("used_cached_input_tokens", BigInteger),
@@ -131,13 +133,14 @@ members = Table(  # a user belongs to one organisation at most
     "members",
     metadata,
     Column("user_id", String(255), primary_key=True),
+    Column("id", String(32), nullable=False),  # of this membership: who leaves and joins again has another
     Column("organisation_id", String(32), nullable=False),
     Column("role", String(16), nullable=False),
     Column("limit_day", BigInteger),
     Column("limit_month", BigInteger),
     Column("limit_total", BigInteger),
     Column("day", Integer, nullable=False),  # days since the epoch, UTC, that day_used is about
-    Column("day_used", BigInteger, nullable=False),  # reserved by running streams and charged by ended ones
+    Column("day_used", BigInteger, nullable=False),  # held by running streams and charged by ended ones
     Column("month", Integer, nullable=False),  # months since the year 0, UTC
     Column("month_used", BigInteger, nullable=False),
     Column("total_used", BigInteger, nullable=False),

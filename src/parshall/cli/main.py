@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from parshall import __version__
-from parshall.cli import audit, chat, config, credits, events, models, prices, services, users
+from parshall.cli import audit, chat, config, credits, events, models, organisations, prices, services, users
 from parshall.cli.terminal import Commands, Usage, group
 
 LATER = "comes with a later release; run without it."
@@ -15,6 +15,7 @@ app.add_typer(users.app, name="users")
 app.add_typer(credits.app, name="credits")
 app.add_typer(prices.app, name="prices")
 app.add_typer(events.app, name="events")
+app.add_typer(organisations.app, name="organisations")
 app.add_typer(services.app, name="services")
 app.add_typer(services.keys, name="keys")
 app.add_typer(models.app, name="models")

@@ -54,6 +54,14 @@ class Bulk:
         for size, chunk in _chunked(rows):
             connection.exec_driver_sql(_insert_values(self._table, columns, size), chunk)
 
+    def delete(self, connection: Connection, keys: Sequence[str]) -> None:
+        """Remove the rows whose key is among `keys`."""
+        if not keys:
+            return
+        postgres = connection.dialect.name == "postgresql"
+        query = f'DELETE FROM {self._table.name} WHERE "{self._key}" IN {{keys}}'  # noqa: S608 - names of ours
+        connection.exec_driver_sql(_with_lists(query, postgres), (_list(keys, postgres),))
+
     def update(self, connection: Connection, columns: tuple[str, ...], rows: Sequence[Row]) -> None:
         """Set `columns` of the rows whose key is the first value of each tuple; the rest are the columns' values."""
         if not rows:
@@ -71,12 +79,15 @@ def fetch(connection: Connection, query: str, *keys: Sequence[str]) -> list[Row]
     A `{list}` is a table of one column, `each`.
     """
     postgres = connection.dialect.name == "postgresql"
-    lists = [list(each) for each in keys] if postgres else [msgspec.json.encode(list(each)).decode() for each in keys]
-    result = connection.exec_driver_sql(_with_lists(query, postgres), tuple(lists))
+    result = connection.exec_driver_sql(_with_lists(query, postgres), tuple(_list(each, postgres) for each in keys))
     assert result.cursor is not None, "a query has rows"
     rows = list(result.cursor.fetchall())
     result.close()
     return rows
+
+
+def _list(keys: Sequence[str], postgres: bool) -> list[str] | str:
+    return list(keys) if postgres else msgspec.json.encode(list(keys)).decode()
 
 
 @lru_cache(maxsize=256)
