@@ -147,7 +147,7 @@ def _stream(account: _Account, number: int, at: int) -> tuple[list[Row], Row]:
     state = State.SETTLED if used else State.VOIDED
     whose = (stream, account.id, account.id, PRICE.model_id, PRICE.version)
     parts = stored_parts([(account.grant_id, HELD)])
-    tokens = (0, HELD, HELD, HELD, HELD, 0, at, end + 60 * SECOND, HELD, HELD, end + 60 * SECOND, 1)
+    tokens = (0, HELD, HELD, HELD, HELD, 0, at, end + 60 * SECOND, HELD, HELD, end + 60 * SECOND, 1, "", 0)
     usage = (0, 0, used, 0, UsageSource.PROVIDER.value, "completed") if used else (*(None,) * 5, "voided")
     outcome = (used, 0 if used else None, account.available, first, account.number + 1)
     return rows, (*whose, state.value, HELD, parts, *tokens, end, *usage, *outcome)

@@ -74,7 +74,7 @@ MUTANTS = (
     Mutant(
         breaks="what a stream used beyond its reservation is free",
         file="accounting/ended.py",
-        text="    extra = min(max(cost - held, 0), account.available)\n",
+        text="    extra = min(max(cost - held, 0), budget(books, account, reservation, held=held))\n",
         becomes="    extra = 0\n",
         test="test_usage_beyond_the_reservation_is_reserved_before_it_is_charged",
     ),

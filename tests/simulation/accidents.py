@@ -130,5 +130,8 @@ def rival(world: World, stream: Stream) -> Sent:
 
 
 def asked(world: World, request: Request) -> Sent:
+    """On its way, and asked again until it is answered: whoever settles wants to know what was charged."""
     world.auditor.asking(request)
-    return Sent(request)
+    sent = Sent(request)
+    world.outstanding.append(sent)
+    return sent

@@ -52,12 +52,15 @@ async def settle_the_deserted(world: World) -> None:
         if row.state != "expired" or row.usage_source is not None:
             continue
         account = world.auditor.records.books.accounts[row.account_id]
+        members = {each.id: each for each in world.auditor.records.members.values()}
         world.auditor.asking(request)
         await world.handle(world.someone(), [Sent(request)])
         answer = world.auditor.first[request.stored()][1]
         now = world.auditor.records.streams[stream.id]
         assert isinstance(answer, Settlement) and now.state == "expired"
         spendable = account.available - expired_now(world, row.account_id)
+        if row.member_id:
+            spendable = min(spendable, members[row.member_id].limit_total - members[row.member_id].total_used)
         cost = answer.charged + answer.uncollected
         assert answer.charged == min(spendable, cost), "a late report is charged to what is there"
         assert now.reserved == row.reserved + answer.charged, "and reserves that first (M7)"

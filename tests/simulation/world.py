@@ -140,7 +140,13 @@ class World:
 
     def _found_team(self, connection: Connection) -> None:
         day, month = self.at // DAY, calendar_month(self.at)
-        row = {"user_id": USERS[0], "organisation_id": TEAM, "role": "member", "limit_total": TEAM_LIMIT}
+        row = {
+            "id": "0" * 32,
+            "user_id": USERS[0],
+            "organisation_id": TEAM,
+            "role": "member",
+            "limit_total": TEAM_LIMIT,
+        }
         row |= {"day": day, "day_used": 0, "month": month, "month_used": 0, "total_used": 0, "joined_at": self.at}
         connection.execute(insert(members).values(**row))
 
