@@ -68,7 +68,6 @@ class Combiner:
         if len(self._tasks) < BATCHES_AT_ONCE:
             task = asyncio.create_task(self._drain())
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
         return await answer
 
     async def close(self) -> None:
@@ -77,10 +76,14 @@ class Combiner:
             await asyncio.wait(self._tasks)
 
     async def _drain(self) -> None:
-        while self._waiting:
-            batch = self._waiting[:OPERATIONS_PER_BATCH_MAX]
-            del self._waiting[:OPERATIONS_PER_BATCH_MAX]
-            await self._answer(batch)
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        try:
+            while self._waiting:
+                batch = self._waiting[:OPERATIONS_PER_BATCH_MAX]
+                del self._waiting[:OPERATIONS_PER_BATCH_MAX]
+                await self._answer(batch)
+        finally:  # in the same turn that found nothing waiting: whoever asks next must see that no task would take it
+            self._tasks.discard(task)
 
     async def _answer(self, batch: list[_Waiting]) -> None:
         operations = [operation for operation, _ in batch]

@@ -1,0 +1,71 @@
+"""The combiner takes up whatever waits, however its batches end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+
+from parshall.accounting.books import Books
+from parshall.accounting.combine import BATCHES_AT_ONCE, Combiner, Operation
+from parshall.kernel.database import T, Work
+from parshall.kernel.sqlite import SqliteDatabase
+
+
+class Gated:
+    """A database whose commits are made known only once the gate is open: all those that wait, in one turn."""
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self.database = database
+        self.gate = asyncio.Event()
+        self.waiting = 0
+
+    async def read(self, work: Work[T]) -> T:
+        return await self.database.read(work)
+
+    async def write(self, work: Work[T]) -> T:
+        answer = await self.database.write(work)
+        self.waiting += 1
+        await self.gate.wait()
+        self.waiting -= 1
+        return answer
+
+    def instant(self, connection: Connection) -> int:
+        return self.database.instant(connection)
+
+    async def close(self) -> None:
+        await self.database.close()
+
+    async def hold(self, count: int) -> None:
+        """Wait until so many batches are written and not yet known to be."""
+        while self.waiting < count:
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def gated(tmp_path: Path) -> AsyncIterator[Gated]:
+    database = Gated(SqliteDatabase(tmp_path / "ledger.db", package="parshall.accounting"))
+    yield database
+    database.gate.set()
+    await database.close()
+
+
+def _accounts(books: Books) -> int:
+    return len(books.accounts)
+
+
+async def test_who_asks_again_when_all_batches_end_in_one_turn_is_taken_up(gated: Gated) -> None:
+    combiner = Combiner(gated)
+
+    async def twice() -> list[int]:
+        return [await combiner.run(Operation(_accounts)), await combiner.run(Operation(_accounts))]
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        asking = group.create_task(twice())
+        await gated.hold(1)
+        for number in range(2, BATCHES_AT_ONCE + 1):
+            group.create_task(combiner.run(Operation(_accounts)))
+            await gated.hold(number)
+        gated.gate.set()
+    assert asking.result() == [0, 0]
