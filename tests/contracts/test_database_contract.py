@@ -11,6 +11,7 @@ from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from tests.contracts.tally_service import WAIT_SECONDS, add, count_of, put, tallies, within
 
+from parshall.kernel.bulk import Bulk, Row, query, run
 from parshall.kernel.clock import MINUTE, now
 from parshall.kernel.database import Database
 from parshall.kernel.errors import StartupError, Unavailable
@@ -73,6 +74,33 @@ async def test_an_exception_undoes_the_whole_unit_and_reaches_its_caller(databas
 async def test_a_refused_statement_undoes_the_whole_unit(database: Database) -> None:
     with pytest.raises(IntegrityError):
         await database.write(lambda c: (add("hits")(c), put("hits")(c)))
+    assert await database.read(count_of("hits")) == 0
+
+
+async def test_statements_for_the_driver_are_carried_out_in_their_order(database: Database) -> None:
+    bulk = Bulk(tallies, key="name")
+    text = f"{bulk.select} WHERE name IN {{keys}} AND count > {{value}} ORDER BY name"
+
+    def work(connection: Connection) -> list[list[Row]]:
+        found = query(connection, text, ["a", "b", "c"], 1)
+        made = bulk.insert(connection, [("a", 1), ("b", 2), ("c", 3)])
+        raised = bulk.update(connection, ("count",), [("a", 10)])
+        return run(connection, [found, *made, found, *raised, *bulk.delete(connection, ["b"]), found])
+
+    first, *answers = await database.write(work)
+    assert first == []
+    assert [each for each in answers if each] == [[("b", 2), ("c", 3)], [("a", 10), ("c", 3)]]
+    assert await database.read(count_of("a")) == 10
+
+
+async def test_a_statement_refused_by_the_driver_undoes_the_whole_unit(database: Database) -> None:
+    def work(connection: Connection) -> None:
+        put("others")(connection)
+        run(connection, Bulk(tallies, key="name").insert(connection, [("others again", 1), ("hits", 1)]))
+
+    with pytest.raises(IntegrityError):
+        await database.write(work)
+    assert await database.write(put("others")) == "others"
     assert await database.read(count_of("hits")) == 0
 
 

@@ -180,7 +180,7 @@ async def test_receipts_say_what_they_said_and_name_the_same_transfers(ledger: A
         if said["settlement"] is None:
             assert receipt.settlement is None
             continue
-        now = json.loads(json.dumps(asdict(receipt.settlement)))
+        now = receipt.settlement.stored()
         account = SAID["statements"][said["account_id"]]
         numbers = [place for place, each in enumerate(account, 1) if each["id"] in said["settlement"]["transfers"]]
         assert now == said["settlement"] | {"transfers": numbers}

@@ -1,15 +1,16 @@
 """Laws of the ledger where several replicas keep it on one PostgreSQL."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
+from sqlalchemy import Connection
 from tests.ledgers import check_books, read_books
 from tests.postgres import Server, open_url
 
 from parshall.accounting import store
 from parshall.accounting.service import Accounting
+from parshall.kernel.bulk import Row, Statement, run
 from parshall.kernel.clock import DAY, SECOND
 from parshall.kernel.credits import MICRO, Credits
 from parshall.kernel.ids import StreamId, UserId
@@ -39,18 +40,18 @@ async def test_a_void_that_meets_a_reservation_being_made_elsewhere_returns_ever
     here, there = replica(postgres_server.url(name)), replica(postgres_server.url(name))
     await here.start()
     await here.allocate(ANN, Credits(MICRO), expires_at=START + DAY, granted_by="root")
-    hold: Callable[..., Any] = store._hold_accounts
     loop = asyncio.get_running_loop()
 
-    def hold_and_wait(*arguments: Any) -> None:
-        hold(*arguments)
-        monkeypatch.setattr(store, "_hold_accounts", hold)
+    def hold_and_wait(connection: Connection, statements: Sequence[Statement]) -> list[list[Row]]:
+        monkeypatch.setattr(store, "run", run)
+        held = run(connection, statements[:1])
         reserving = there.reserve(
             stream_id=ONE, user_id=ANN, model_id="any", input_tokens=1, output_tokens_max=9, slice_tokens=9
         )
         asyncio.run_coroutine_threadsafe(reserving, loop).result(30)
+        return held + run(connection, statements[1:])
 
-    monkeypatch.setattr(store, "_hold_accounts", hold_and_wait)
+    monkeypatch.setattr(store, "run", hold_and_wait)
     settlement = await here.void(stream_id=ONE)
     assert settlement is not None
     assert settlement.outcome == "voided"

@@ -124,7 +124,10 @@ MUTANTS = (
         breaks="a stream is charged at the price of its end",
         file="accounting/ended.py",
         text="books.price_version(reservation.price_version).price.cost(",
-        becomes="books.price(reservation.model_id).price.cost(",
+        becomes=(
+            '__import__("parshall.accounting.queries", fromlist=["queries"])'
+            ".price_in_force(books.connection, reservation.model_id, at=books.at).price.cost("
+        ),
         test="test_a_stream_is_charged_at_the_price_it_began_with",
     ),
     Mutant(

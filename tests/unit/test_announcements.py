@@ -44,7 +44,7 @@ def delivery(*, attempts: int = 1, age: int = 0) -> Delivery:
 
 def announced(*changes: tuple[int, int], threshold: int, topics: frozenset[Topic] = frozenset(Topic)) -> list[str]:
     """Accounts announced by a batch that took each from its first balance to its second."""
-    books = Books(cast(Any, None), at=AT, prices=cast(Any, None), versions=cast(Any, None))
+    books = Books(cast(Any, None), at=AT, versions=cast(Any, None))
     for number, (before, after) in enumerate(changes):
         account = HeldAccount(id=str(number), before=before, available=after)
         books.accounts[account.id] = account

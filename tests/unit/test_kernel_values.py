@@ -5,6 +5,7 @@ import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from uuid import RFC_4122, UUID
 
 import pytest
 from hypothesis import given
@@ -27,6 +28,15 @@ def test_a_made_id_is_an_accepted_one_and_names_its_second(at: int) -> None:
     assert parse_stream_id(made) == made
     assert made.split("-")[1] == str(at // clock.SECOND)
     assert len(made.split("-")[2]) == 32
+
+
+@given(st.integers(min_value=clock.instant(datetime(2001, 9, 10, tzinfo=UTC)), max_value=clock.INSTANT_MAX - 1))
+def test_made_ids_are_uuids_in_the_order_of_their_making(at: int) -> None:
+    first, second = new_stream_id(at=at), new_stream_id(at=at + 1)
+    digits = UUID(first.split("-")[2])
+    assert digits.version == 7 and digits.variant == RFC_4122
+    assert digits.int >> 80 == at // 1000
+    assert len(first) != len(second) or first < second
 
 
 def test_made_ids_differ() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parshall.accounting.books import Books, HeldAccount, HeldGrant, joined
+from parshall.accounting.books import Books, HeldAccount, HeldGrant, by_rank, joined
 from parshall.accounting.chain import GENESIS, link
 from parshall.accounting.ended import pay
 from parshall.accounting.model import FLOWS, Grant, Kind
@@ -22,7 +22,7 @@ def unused(_name: str) -> Any:
 
 def books_of(*grants: Grant) -> tuple[Books, HeldAccount]:
     """A working set of one account, filled by the postings that a grant makes."""
-    books = Books(cast(Any, None), at=50, prices=unused, versions=unused)
+    books = Books(cast(Any, None), at=50, versions=unused)
     account = books.account("ann")
     for each in grants:
         held = books.add_grant(account, each)
@@ -145,4 +145,4 @@ def test_the_chain_is_the_documented_hash_of_the_documented_text() -> None:
 
 def test_a_held_grant_ranks_as_its_grant() -> None:
     each = grant("a")
-    assert HeldGrant(grant=each, remaining=3).rank == each.rank
+    assert by_rank(HeldGrant(grant=each, remaining=3)) == each.rank

@@ -20,7 +20,7 @@ from parshall.accounting.model import (
     effect,
 )
 from parshall.accounting.organisation import Member
-from parshall.accounting.pricing import PriceVersion
+from parshall.accounting.pricing import ANY_MODEL, PriceVersion
 from parshall.kernel.ids import StreamId, UserId
 from parshall.kernel.metering import Slice
 
@@ -39,11 +39,6 @@ class HeldGrant:
     grant: Grant
     remaining: int
     fresh: bool = False
-
-    @property
-    def rank(self) -> tuple[int, int, int, str]:
-        """The order of use (M6)."""
-        return self.grant.rank
 
 
 @dataclass(slots=True)
@@ -74,10 +69,9 @@ class Books:
         connection: Connection,
         *,
         at: int,
-        prices: Callable[[str], PriceVersion | None],
         versions: Callable[[str], PriceVersion],
     ) -> None:
-        """`at` is the batch's instant by the database's clock."""
+        """`at` is the batch's instant by the database's clock; `versions` gives a price by its version's name."""
         self.connection = connection
         self.at = at
         self.accounts: dict[str, HeldAccount] = {}
@@ -94,8 +88,7 @@ class Books:
         self.left: set[UserId] = set()
         self.opened: dict[StreamId, Reservation] = {}
         self.changed: dict[StreamId, Reservation] = {}
-        self._in_force: dict[str, PriceVersion | None] = {}
-        self._prices = prices
+        self.in_force: dict[str, str] = {}
         self.price_version = versions
 
     # ── Finding ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -119,13 +112,11 @@ class Books:
         return found
 
     def price(self, model_id: str) -> PriceVersion:
-        """The price in force. Raises ModelWithoutPrice."""
-        if model_id not in self._in_force:
-            self._in_force[model_id] = self._prices(model_id)
-        version = self._in_force[model_id]
+        """The price in force when the batch began. Raises ModelWithoutPrice."""
+        version = self.in_force.get(model_id) or self.in_force.get(ANY_MODEL)
         if version is None:
             raise ModelWithoutPrice
-        return version
+        return self.price_version(version)
 
     # ── Moving ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -188,7 +179,7 @@ class Books:
         held = HeldGrant(grant=grant, remaining=0, fresh=True)
         self.grants[grant.id] = held
         self.changed_grants[grant.id] = held
-        insort(account.grants, held, key=_rank)
+        insort(account.grants, held, key=by_rank)
         return held
 
     def expire_grants(self, account: HeldAccount) -> int:
@@ -245,7 +236,8 @@ class Books:
         self.changed[reservation.id] = reservation
 
 
-def _rank(held: HeldGrant) -> tuple[int, int, int, str]:
+def by_rank(held: HeldGrant) -> tuple[int, int, int, str]:
+    """The key that sorts grants into the order of use (M6)."""
     return held.grant.rank
 
 

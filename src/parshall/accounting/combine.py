@@ -11,13 +11,14 @@ from parshall.accounting import outbox, queries, store
 from parshall.accounting.announcements import Announcement
 from parshall.accounting.books import Books
 from parshall.accounting.pricing import PriceVersion
+from parshall.kernel.bulk import run
 from parshall.kernel.database import Database
 from parshall.kernel.errors import ParshallError, Unavailable
 from parshall.kernel.ids import StreamId, UserId
 
 T = TypeVar("T")
 
-OPERATIONS_PER_BATCH_MAX = 128
+OPERATIONS_PER_BATCH_MAX = 256
 BATCHES_AT_ONCE = 2
 """While one is written the next is ready: the database never waits for the event loop, nor the loop for it."""
 VERSIONS_KEPT_MAX = 4096
@@ -30,7 +31,7 @@ class Operation(Generic[T]):
 
     `apply` is the rule. It raises a ParshallError before it changes anything: what is refused must leave no trace in
     the batch that others share. `step` names the extension whose earlier answer it may have to repeat; of `memberships`
-    no account is held.
+    no account is held; it may ask for the price of `model_id`.
     """
 
     apply: Callable[[Books], T]
@@ -39,6 +40,7 @@ class Operation(Generic[T]):
     stream_id: StreamId | None = None
     step: int = 0
     memberships: tuple[UserId, ...] = ()
+    model_id: str | None = None
 
 
 _Answer = tuple[Any, ParshallError | None]
@@ -107,12 +109,7 @@ class Combiner:
     def _apply(self, connection: Connection, operations: list[Operation[Any]]) -> list[_Answer]:
         """The batch's unit of work."""
         at = self._database.instant(connection)
-        books = Books(
-            connection,
-            at=at,
-            prices=lambda model_id: queries.price_in_force(connection, model_id, at=at),
-            versions=lambda version: self._version(connection, version),
-        )
+        books = Books(connection, at=at, versions=lambda version: self._version(connection, version))
         store.load(
             books,
             users=[each.user_id for each in operations if each.user_id is not None],
@@ -120,11 +117,13 @@ class Combiner:
             streams=[each.stream_id for each in operations if each.stream_id is not None],
             steps=[(each.stream_id, each.step) for each in operations if each.step and each.stream_id is not None],
             memberships=[user_id for each in operations for user_id in each.memberships],
+            models=[each.model_id for each in operations if each.model_id is not None],
         )
         answers = [_attempt(operation, books) for operation in operations]
-        store.save(books)
+        changes = store.changes(books)
         if self._announce is not None:
-            outbox.add(connection, self._announce(books), at=at)
+            changes += outbox.kept(connection, self._announce(books), at=at)
+        run(connection, changes)
         return answers
 
     def _version(self, connection: Connection, version: str) -> PriceVersion:

@@ -1,6 +1,6 @@
 """How a reservation begins and grows, by the rules alone: reserve and extend."""
 
-from dataclasses import dataclass
+import msgspec
 
 from parshall.accounting.books import Books, HeldAccount, joined, read_parts, stored_parts
 from parshall.accounting.model import (
@@ -48,8 +48,7 @@ def refusal(
 # ── Reserve ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class Opening(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request to reserve. `slice_tokens_min` is the least output worth starting for."""
 
     stream_id: StreamId

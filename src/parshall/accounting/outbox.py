@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, func, literal_column, null
 
 from parshall.accounting.announcements import Announcement, Policy, Topic, expiring
 from parshall.accounting.tables import grants, outbox
-from parshall.kernel.bulk import Bulk
+from parshall.kernel.bulk import Bulk, Statement, run
 from parshall.kernel.clock import DAY, SECOND
 from parshall.kernel.database import Database
 from parshall.kernel.ids import new_id
@@ -100,9 +100,10 @@ _MARK = (
 )
 
 
-def add(connection: Connection, announcements: Sequence[Announcement], *, at: int) -> None:
-    """Keep announcements of what happened at that instant, due at once."""
-    _OUTBOX.insert(connection, [(new_id(), *_columns(each), at, _body(each), 0, at, "") for each in announcements])
+def kept(connection: Connection, announcements: Sequence[Announcement], *, at: int) -> list[Statement]:
+    """The statements that keep announcements of what happened at that instant, due at once."""
+    rows = [(new_id(), *_columns(each), at, _body(each), 0, at, "") for each in announcements]
+    return _OUTBOX.insert(connection, rows)
 
 
 def _columns(announcement: Announcement) -> tuple[str, str]:
@@ -143,7 +144,7 @@ def announce_expiring(connection: Connection, *, at: int, notice: int) -> int:
     found = {"instant": at, "until": at + notice, "most": GRANTS_PER_TRANSACTION_MAX}
     rows = connection.execute(_MARK, found).all()
     soon = [expiring(row[0], row[1], amount=row[2], remaining=row[3], expires_at=row[4]) for row in rows]
-    add(connection, soon, at=at)
+    run(connection, kept(connection, soon, at=at))
     return len(soon)
 
 

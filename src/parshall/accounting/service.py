@@ -140,6 +140,7 @@ class Accounting:
                 lambda books: metered.reserve(books, opening, reservation_seconds=seconds),
                 user_id=opening.user_id,
                 stream_id=opening.stream_id,
+                model_id=opening.model_id,
             )
         )
 

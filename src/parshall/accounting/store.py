@@ -1,33 +1,46 @@
 """The working set of a batch, read from the tables behind locks and written back in a few statements."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 from sqlalchemy import Connection
 
-from parshall.accounting.books import Books, HeldAccount, HeldGrant, read_parts
+from parshall.accounting.books import Books, HeldAccount, HeldGrant, by_rank, read_parts
 from parshall.accounting.model import Grant, Reservation, State
 from parshall.accounting.organisation import member_of_row
+from parshall.accounting.pricing import ANY_MODEL
 from parshall.accounting.queries import slice_at
 from parshall.accounting.tables import accounts, grants, members, reservations, slices, transfers
-from parshall.kernel.bulk import Bulk, fetch
+from parshall.kernel.bulk import Bulk, Row, Statement, is_postgres, query, run
 from parshall.kernel.ids import StreamId, UserId
 
 _ACCOUNTS = Bulk(accounts, key="id")
 _GRANTS = Bulk(grants, key="id")
-_GRANTS_OF = Bulk(grants, key="account_id")
 _MEMBERS = Bulk(members, key="user_id")
 _RESERVATIONS = Bulk(reservations, key="id")
 _SLICES = Bulk(slices, key="reservation_id")
 _TRANSFERS = Bulk(transfers, key="account_id")
 
+_OF_STREAMS = "SELECT account_id FROM reservations WHERE id IN {keys}"
+_OF_PEOPLE = "SELECT organisation_id FROM members WHERE user_id IN {keys}"
+_CONCERNED = f"SELECT each FROM {{list}} UNION {_OF_STREAMS} UNION {_OF_PEOPLE}"  # noqa: S608 - words of ours alone
+"""The accounts named, those that pay for the streams, and those of the people's organisations."""
 _HOLD = (
-    "SELECT id, available, reserved, number, head, created_at FROM accounts WHERE id IN ("
-    "SELECT each FROM {list} UNION SELECT account_id FROM reservations WHERE id IN {keys} "
-    "UNION SELECT organisation_id FROM members WHERE user_id IN {keys}) ORDER BY id"
+    f"SELECT id, available, reserved, number, head, created_at FROM accounts WHERE id IN ({_CONCERNED}) "  # noqa: S608 - words of ours alone
+    "ORDER BY id"
 )
 """Everybody holds accounts in the order of their ids, so that two batches never wait for each other."""
+_FIND_RESERVATIONS = f"{_RESERVATIONS.select} WHERE id IN {{keys}}"
+_PAID_FOR = "SELECT user_id FROM reservations WHERE id IN {keys} AND member_id <> ''"
+_FIND_MEMBERS = f"{_MEMBERS.select} WHERE user_id IN {{keys}} OR user_id IN ({_PAID_FOR})"
+"""The memberships of people, and of those for whose streams an organisation pays."""
+_FIND_GRANTS = f"{_GRANTS.select} WHERE account_id IN ({_CONCERNED}) AND remaining > 0"
+_FIND_OWED = f"{_GRANTS.select} WHERE id IN {{keys}}"
+_IN_FORCE = (
+    "SELECT model_id, version FROM prices p WHERE model_id IN {keys} AND effective_from = (SELECT max(effective_from) "
+    "FROM prices WHERE model_id = p.model_id AND effective_from <= {value})"
+)
 
 _FRESH = attrgetter(*(column.name for column in reservations.columns if not column.nullable))
 """What a reservation has from the start; absent columns are left out, for binding them costs as much as values."""
@@ -55,113 +68,158 @@ def load(
     streams: Sequence[StreamId],
     steps: Iterable[tuple[StreamId, int]],
     memberships: Iterable[UserId] = (),
+    models: Iterable[str] = (),
 ) -> None:
     """Hold every account that these users, streams and ids stand for, then read all that hangs on them.
 
-    Of the people in `memberships` only that is read, and nothing held.
+    Of the people in `memberships` only that is read, and nothing held; of `models` the prices in force.
 
     The accounts come first: only once they are held can nothing else of theirs change. What is due by then is
     booked as expired before any operation sees it.
     """
-    connection = books.connection
-    people = sorted(set(users))
-    named = {*people, *accounts}
-    if connection.dialect.name == "postgresql":
-        _hold_accounts(books, named, streams, people)
-        _load_reservations(books, streams)
-        late = {each.account_id for each in books.reservations.values()} - books.accounts.keys()
-        if late:  # reserved by another replica between the two statements; a deadlock that this makes is run again
-            _hold_accounts(books, late, (), ())
-            _load_reservations(books, streams)
-    else:  # the one writer holds everything already, so what hangs on the accounts may as well be read first
-        _load_reservations(books, streams)
-        _hold_accounts(books, named.union(each.account_id for each in books.reservations.values()), (), people)
-    _load_members(books, {*people, *memberships})
-    _load_grants(books)
+    people = set(users)
+    wanted = _Wanted(books, {*people, *accounts}, streams, people, {*people, *memberships}, set(models))
+    if is_postgres(books.connection):
+        wanted.load_at_once()
+    else:
+        wanted.load_in_turn()
+    _load_owed(books)
     for stream_id, step in steps:
         reservation = books.reservations.get(stream_id)
         if reservation is not None and 0 < step <= reservation.step:
-            books.answers[stream_id, step] = slice_at(connection, stream_id, step)
+            books.answers[stream_id, step] = slice_at(books.connection, stream_id, step)
     for account in list(books.accounts.values()):
+        account.grants.sort(key=by_rank)
         books.expire_grants(account)
 
 
-def _load_reservations(books: Books, streams: Sequence[StreamId]) -> None:
-    for row in _RESERVATIONS.find(books.connection, streams):
+@dataclass(slots=True)
+class _Wanted:
+    """What a batch needs: accounts, streams, people that may draw on an organisation, members, prices of models."""
+
+    books: Books
+    accounts: set[str]
+    streams: Sequence[StreamId]
+    people: set[UserId]
+    members: set[UserId]
+    models: set[str]
+
+    def load_at_once(self) -> None:
+        """In one round trip, each statement seeing what was committed before it ran: by then the accounts are held."""
+        accounts, grants, members, prices = self._statements(self.streams)
+        held = (f"{accounts[0]} FOR UPDATE", accounts[1])
+        rows = run(self.books.connection, [held, self._reservations(), grants, members, prices])
+        _put_reservations(self.books, rows.pop(1))
+        self._put(*rows)
+        late = (
+            {each.account_id for each in self.books.reservations.values()} - self.books.accounts.keys() - self.accounts
+        )
+        if late:  # reserved by another replica meanwhile; a deadlock that holding it now makes is run again
+            self.accounts |= late
+            self.load_at_once()
+
+    def load_in_turn(self) -> None:
+        """The one writer holds everything already, so what the streams stand for may as well be read first."""
+        connection = self.books.connection
+        if self.streams:
+            _put_reservations(self.books, run(connection, [self._reservations()])[0])
+        for reservation in self.books.reservations.values():
+            self.accounts.add(reservation.account_id)
+            if reservation.member_id:
+                self.members.add(reservation.user_id)
+        self._put(*run(connection, self._statements(())))
+
+    def _reservations(self) -> Statement:
+        return query(self.books.connection, _FIND_RESERVATIONS, self.streams)
+
+    def _statements(self, streams: Sequence[StreamId]) -> tuple[Statement, Statement, Statement, Statement]:
+        """Accounts, grants, members, prices; also those that the streams stand for."""
+        connection = self.books.connection
+        accounts, people = sorted(self.accounts), sorted(self.people)
+        models = [*self.models, ANY_MODEL] if self.models else []
+        return (
+            query(connection, _HOLD, accounts, streams, people),
+            query(connection, _FIND_GRANTS, accounts, streams, people),
+            query(connection, _FIND_MEMBERS, sorted(self.members), streams),
+            query(connection, _IN_FORCE, models, self.books.at),
+        )
+
+    def _put(self, accounts: list[Row], grants: list[Row], members: list[Row], prices: list[Row]) -> None:
+        books = self.books
+        for row in accounts:
+            account = HeldAccount(*row)
+            account.fresh, account.before = False, account.available
+            books.accounts[account.id] = account
+        books.grants.clear()
+        for row in grants:
+            _put_grant(books, row)
+        for row in members:
+            books.members[row[0]] = member_of_row(row)
+        books.in_force.update(prices)
+
+
+def _put_reservations(books: Books, rows: list[Row]) -> None:
+    for row in rows:
         found = Reservation(*row)
         found.state = _STATES[found.state]
         books.reservations[found.id] = found
 
 
-def _hold_accounts(books: Books, named: set[str], streams: Sequence[str], people: Sequence[str]) -> None:
-    """The accounts named, those that pay for the streams, and those of the people's organisations."""
-    query = f"{_HOLD} FOR UPDATE" if books.connection.dialect.name == "postgresql" else _HOLD
-    for row in fetch(books.connection, query, sorted(named), streams, people):
-        account = HeldAccount(*row)
-        account.fresh, account.before = False, account.available
-        books.accounts[account.id] = account
+def _put_grant(books: Books, row: Row) -> None:
+    """Keep a grant of an account that is held; who joined an organisation after that has not joined for the batch."""
+    account = books.accounts.get(row[1])
+    if account is not None:
+        held = books.grants[row[0]] = HeldGrant(grant=Grant(*row[:9]), remaining=row[3])
+        account.grants.append(held)
 
 
-def _load_members(books: Books, people: set[UserId]) -> None:
-    """The memberships of these people, and of those for whose streams an organisation pays."""
-    paid_for = {each.user_id for each in books.reservations.values() if each.member_id}
-    for row in _MEMBERS.find(books.connection, sorted(people | paid_for)):
-        books.members[row[0]] = member_of_row(row)
-
-
-def _load_grants(books: Books) -> None:
-    """Grants that hold credits, and those that a running stream may give back to."""
-    held = [account.id for account in books.accounts.values() if account.available]
-    rows = _GRANTS_OF.find(books.connection, held, condition="remaining > 0")
-    known = {row[0] for row in rows}
+def _load_owed(books: Books) -> None:
+    """Empty grants that a running stream may give back to."""
     owed = {
         grant_id
         for reservation in books.reservations.values()
         if reservation.state is State.ACTIVE
         for grant_id, _amount in read_parts(reservation.parts)
     }
-    rows += _GRANTS.find(books.connection, sorted(owed - known))
-    for row in rows:
-        grant = HeldGrant(grant=Grant(*row[:9]), remaining=row[3])
-        books.grants[grant.grant.id] = grant
-        books.accounts[grant.grant.account_id].grants.append(grant)
-    for account in books.accounts.values():
-        account.grants.sort(key=lambda each: each.rank)
+    if missing := owed - books.grants.keys():
+        for row in run(books.connection, [query(books.connection, _FIND_OWED, sorted(missing))])[0]:
+            _put_grant(books, row)
 
 
 # ── Save ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def save(books: Books) -> None:
-    """Write what the batch has changed. A guard of the tables that refuses is a broken invariant."""
+def changes(books: Books) -> list[Statement]:
+    """The statements that write what the batch has changed. A guard that refuses one is a broken invariant."""
     connection = books.connection
-    _save_accounts(connection, books.changed_accounts.values())
-    _save_grants(connection, books.changed_grants.values())
-    _TRANSFERS.insert(connection, books.transfers)
-    _RESERVATIONS.insert(connection, [_FRESH(each) for each in books.opened.values()])
-    _RESERVATIONS.update(connection, _ENDS, [_CHANGED_RESERVATION(each) for each in books.changed.values()])
-    _SLICES.insert(connection, books.slices)
-    _MEMBERS.delete(connection, sorted(books.left))
-    _MEMBERS.insert(connection, [_MEMBER(each) for each in books.joined.values()])
-    _MEMBERS.update(connection, _TERMS, [_CHANGED_MEMBER(each) for each in books.changed_members.values()])
+    return [
+        *_accounts_changed(connection, books.changed_accounts.values()),
+        *_grants_changed(connection, books.changed_grants.values()),
+        *_TRANSFERS.insert(connection, books.transfers),
+        *_RESERVATIONS.insert(connection, [_FRESH(each) for each in books.opened.values()]),
+        *_RESERVATIONS.update(connection, _ENDS, [_CHANGED_RESERVATION(each) for each in books.changed.values()]),
+        *_SLICES.insert(connection, books.slices),
+        *_MEMBERS.delete(connection, sorted(books.left)),
+        *_MEMBERS.insert(connection, [_MEMBER(each) for each in books.joined.values()]),
+        *_MEMBERS.update(connection, _TERMS, [_CHANGED_MEMBER(each) for each in books.changed_members.values()]),
+    ]
 
 
-def _save_accounts(connection: Connection, changed: Iterable[HeldAccount]) -> None:
-    fresh: list[tuple[Any, ...]] = []
-    known: list[tuple[Any, ...]] = []
+def _accounts_changed(connection: Connection, changed: Iterable[HeldAccount]) -> list[Statement]:
+    fresh: list[Row] = []
+    known: list[Row] = []
     for account in changed:
         row = _CHANGED_ACCOUNT(account)
         if account.fresh:
             fresh.append((*row, account.created_at))
         else:
             known.append(row)
-    _ACCOUNTS.insert(connection, fresh)
-    _ACCOUNTS.update(connection, _BALANCES, known)
+    return _ACCOUNTS.insert(connection, fresh) + _ACCOUNTS.update(connection, _BALANCES, known)
 
 
-def _save_grants(connection: Connection, changed: Iterable[HeldGrant]) -> None:
-    fresh: list[tuple[Any, ...]] = []
-    known: list[tuple[Any, ...]] = []
+def _grants_changed(connection: Connection, changed: Iterable[HeldGrant]) -> list[Statement]:
+    fresh: list[Row] = []
+    known: list[Row] = []
     for held in changed:
         grant = held.grant
         if held.fresh:
@@ -169,5 +227,4 @@ def _save_grants(connection: Connection, changed: Iterable[HeldGrant]) -> None:
             fresh.append((grant.id, grant.account_id, grant.amount, held.remaining, *terms))
         else:
             known.append((grant.id, held.remaining))
-    _GRANTS.insert(connection, fresh)
-    _GRANTS.update(connection, ("remaining",), known)
+    return _GRANTS.insert(connection, fresh) + _GRANTS.update(connection, ("remaining",), known)

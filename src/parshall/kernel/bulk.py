@@ -9,10 +9,41 @@ import msgspec
 from sqlalchemy import BigInteger, Connection, Integer, Table
 
 Row = tuple[Any, ...]
+Statement = tuple[str, tuple[Any, ...]]
+"""A statement in its engine's own words, and what it binds."""
 
-_CHUNKS = (64, 16, 4, 1)
+_CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)
 """Rows per statement on SQLite. Few sizes, so that every statement stays prepared; one step of the engine for many
 rows, because each step gives up the interpreter lock and must win it back from the event loop."""
+
+
+def run(connection: Connection, statements: Sequence[Statement]) -> list[list[Row]]:
+    """Carry out statements in their order and give the rows of each as plain tuples: none for a change.
+
+    They go to the driver itself, on PostgreSQL all in one round trip. The driver's errors pass as they are: the
+    database that runs the unit of work says what they mean.
+    """
+    driver: Any = connection.connection.driver_connection
+    if not is_postgres(connection):
+        return [driver.execute(*statement).fetchall() for statement in statements]
+    with driver.pipeline():
+        cursors = [driver.execute(*statement) for statement in statements]
+    return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+
+def query(connection: Connection, text: str, *values: Any) -> Statement:
+    """A query with a value for each mark in it. Where the value is a list, the mark is `IN {keys}` or `FROM {list}`.
+
+    A `{list}` is a table of one column, `each`; any other value has the mark `{value}`.
+    """
+    postgres = is_postgres(connection)
+    bound = (_list(each, postgres) if isinstance(each, (list, tuple)) else each for each in values)
+    return _marked(text, postgres), tuple(bound)
+
+
+def is_postgres(connection: Connection) -> bool:
+    """Whether the engine is PostgreSQL."""
+    return connection.dialect.name == "postgresql"
 
 
 class Bulk:
@@ -27,73 +58,52 @@ class Bulk:
         self._table = table
         self._key = key
         self._columns = tuple(column.name for column in table.columns)
+        self.select = f"SELECT {', '.join(map(_quoted, self._columns))} FROM {table.name}"  # noqa: S608 - names of ours
+        """The beginning of a query for whole rows."""
 
-    def find(self, connection: Connection, keys: Sequence[str], *, condition: str = "") -> list[Row]:
-        """Whole rows whose key is among `keys`, in no order; `condition` narrows them further."""
-        if not keys:
-            return []
-        narrowed = f" AND {condition}" if condition else ""
-        chosen = ", ".join(f'"{name}"' for name in self._columns)
-        return fetch(
-            connection,
-            f'SELECT {chosen} FROM {self._table.name} WHERE "{self._key}" IN {{keys}}{narrowed}',  # noqa: S608 - names of ours
-            keys,
-        )
-
-    def insert(self, connection: Connection, rows: Sequence[Row]) -> None:
-        """Add rows. They may leave out columns at the end that can be absent: all alike, as the first one does.
-
-        Raises IntegrityError where one is there already.
-        """
+    def insert(self, connection: Connection, rows: Sequence[Row]) -> list[Statement]:
+        """Add rows. They may leave out columns at the end that can be absent: all alike, as the first one does."""
         if not rows:
-            return
+            return []
         columns = self._columns[: len(rows[0])]
-        if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql(_insert_json(self._table, columns), (_json(rows),))
-            return
-        for size, chunk in _chunked(rows):
-            connection.exec_driver_sql(_insert_values(self._table, columns, size), chunk)
+        if is_postgres(connection):
+            return [(_insert_json(self._table, columns), (_json(rows),))]
+        return [(_insert_values(self._table, columns, size), chunk) for size, chunk in _chunked(rows)]
 
-    def delete(self, connection: Connection, keys: Sequence[str]) -> None:
+    def delete(self, connection: Connection, keys: Sequence[str]) -> list[Statement]:
         """Remove the rows whose key is among `keys`."""
         if not keys:
-            return
-        postgres = connection.dialect.name == "postgresql"
-        query = f'DELETE FROM {self._table.name} WHERE "{self._key}" IN {{keys}}'  # noqa: S608 - names of ours
-        connection.exec_driver_sql(_with_lists(query, postgres), (_list(keys, postgres),))
+            return []
+        text = f"DELETE FROM {self._table.name} WHERE {_quoted(self._key)} IN {{keys}}"  # noqa: S608 - names of ours
+        return [query(connection, text, keys)]
 
-    def update(self, connection: Connection, columns: tuple[str, ...], rows: Sequence[Row]) -> None:
+    def update(self, connection: Connection, columns: tuple[str, ...], rows: Sequence[Row]) -> list[Statement]:
         """Set `columns` of the rows whose key is the first value of each tuple; the rest are the columns' values."""
         if not rows:
-            return
-        if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql(_update_json(self._table, self._key, columns), (_json(rows),))
-            return
-        for size, chunk in _chunked(rows):
-            connection.exec_driver_sql(_update_values(self._table, self._key, columns, size), chunk)
+            return []
+        if is_postgres(connection):
+            return [(_update_json(self._table, self._key, columns), (_json(rows),))]
+        return [(_update_values(self._table, self._key, columns, size), chunk) for size, chunk in _chunked(rows)]
 
 
-def fetch(connection: Connection, query: str, *keys: Sequence[str]) -> list[Row]:
-    """The rows of a query as plain tuples. Each list of keys stands for the next `IN {keys}` or `FROM {list}`.
-
-    A `{list}` is a table of one column, `each`.
-    """
-    postgres = connection.dialect.name == "postgresql"
-    result = connection.exec_driver_sql(_with_lists(query, postgres), tuple(_list(each, postgres) for each in keys))
-    assert result.cursor is not None, "a query has rows"
-    rows = list(result.cursor.fetchall())
-    result.close()
-    return rows
+def _quoted(name: str) -> str:
+    return f'"{name}"'
 
 
 def _list(keys: Sequence[str], postgres: bool) -> list[str] | str:
-    return list(keys) if postgres else msgspec.json.encode(list(keys)).decode()
+    return list(keys) if postgres else msgspec.json.encode(keys).decode()
 
 
 @lru_cache(maxsize=256)
-def _with_lists(query: str, postgres: bool) -> str:
-    source = "unnest(%s::text[]) AS each" if postgres else "(SELECT value AS each FROM json_each(?))"
-    return query.replace("{keys}", f"(SELECT each FROM {source})").replace("{list}", source)  # noqa: S608 - names of ours
+def _marked(text: str, postgres: bool) -> str:
+    if postgres:
+        marks = {"IN {keys}": "= ANY(%s::text[])", "{list}": "unnest(%s::text[]) AS each", "{value}": "%s"}
+    else:
+        each = "SELECT value AS each FROM json_each(?)"
+        marks = {"{keys}": f"({each})", "{list}": f"({each})", "{value}": "?"}
+    for mark, meaning in marks.items():
+        text = text.replace(mark, meaning)
+    return text
 
 
 def _json(rows: Sequence[Row]) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from importlib.resources import as_file, files
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -46,6 +47,17 @@ def carry_out(work: Work[T], connection: Connection) -> T:
         return work(connection)
     except StopIteration as error:  # a future refuses to carry it: the caller would wait for ever
         raise RuntimeError("a unit of work raised StopIteration") from error
+
+
+def told(error: Exception, connection: Connection, *, lost: bool = False) -> DBAPIError:
+    """An error of the driver, of a statement that it was given directly (kernel.bulk), as SQLAlchemy tells the others.
+
+    `lost` says whether the connection went with it.
+    """
+    driver: Any = connection.dialect.dbapi
+    found = DBAPIError.instance(None, None, error, driver.Error, hide_parameters=True, connection_invalidated=lost)
+    assert isinstance(found, DBAPIError)
+    return found
 
 
 def migrate(connection: Connection, package: str) -> None:

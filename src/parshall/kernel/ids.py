@@ -1,6 +1,7 @@
 """Identifiers: the streaming session id and the types that keep one id from being passed for another."""
 
 import re
+import secrets
 import uuid
 from typing import NewType
 
@@ -26,8 +27,14 @@ class MalformedStreamId(Invalid):
 
 
 def new_stream_id(*, at: int) -> StreamId:
-    """A fresh streaming session id for the instant `at` (microseconds since the epoch)."""
-    return StreamId(f"stream-{at // 1_000_000}-{uuid.uuid4().hex}")
+    """A fresh streaming session id for the instant `at` (microseconds since the epoch).
+
+    Its digits are a UUID of version 7 (RFC 9562 section 5.7, with the microseconds in rand_a): ids made one after
+    another stand side by side in an index, so that many new ones change few of its pages.
+    """
+    millisecond, rest = divmod(at, 1000)
+    parts = (millisecond << 80) | (7 << 76) | (rest * 4096 // 1000 << 64) | (2 << 62) | secrets.randbits(62)
+    return StreamId(f"stream-{at // 1_000_000}-{parts:032x}")
 
 
 def parse_stream_id(text: str) -> StreamId:

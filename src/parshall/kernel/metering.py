@@ -1,8 +1,13 @@
-"""The values that chat and accounting exchange about one stream: usage, slices and settlements."""
+"""The values that chat and accounting exchange about one stream: usage, slices and settlements.
+
+Those that every operation of the ledger makes are structs, which cost a fifth of a frozen dataclass to make.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 from parshall.kernel.credits import Credits
 
@@ -39,8 +44,7 @@ class Usage:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slice:
+class Slice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What accounting has granted a stream so far (RFC 8506's Granted-Service-Unit).
 
     `reserved` is the whole reservation in microcredits, `output_tokens` all output it pays for. `final` means that no
@@ -53,8 +57,7 @@ class Slice:
     final: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How a reservation ended, in microcredits. `uncollected` is what usage cost beyond all that could be charged."""
 
     outcome: str
@@ -68,7 +71,7 @@ class Settlement:
 
     def stored(self) -> dict[str, Any]:
         """The settlement as JSON to be kept beside a stream: microcredits, snake_case; `restore` reads it."""
-        return {name: getattr(self, name) for name in self.__slots__} | {"transfers": list(self.transfers)}
+        return {name: getattr(self, name) for name in self.__struct_fields__} | {"transfers": list(self.transfers)}
 
     @staticmethod
     def restore(stored: dict[str, Any]) -> "Settlement":

@@ -5,8 +5,9 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from parshall.kernel.clock import Clock
-from parshall.kernel.database import T, Work, carry_out, migrate
+from parshall.kernel.database import T, Work, carry_out, migrate, told
 from parshall.kernel.errors import StartupError, Unavailable
 
 CONNECTIONS = 8
@@ -43,6 +44,11 @@ CONNECTION_OPTIONS = {
 }
 SESSION = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '30s'"
 """No replica that hangs in a transaction may hold the others up for longer."""
+SESSION_OF_WRITES = (
+    f"{SESSION}; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
+)
+"""Writes find their rows by index. A plan that reads a table whole because it was small, or not yet analyzed, when the
+statement was prepared would be kept while the table grows."""
 
 _UNIQUE_VIOLATION = "23505"
 _RACES = frozenset({"40001", "40P01", _UNIQUE_VIOLATION})
@@ -170,15 +176,31 @@ class PostgresDatabase:
 
 
 def _written(engine: Engine, work: Work[T]) -> T:
-    with engine.connect() as connection:
+    with _connected(engine) as connection:
         result = carry_out(work, connection)
         _commit(connection)
         return result
 
 
 def _seen(engine: Engine, work: Work[T]) -> T:
-    with engine.connect() as connection:
+    with _connected(engine) as connection:
         return carry_out(work, connection)
+
+
+@contextmanager
+def _connected(engine: Engine) -> Iterator[Connection]:
+    """A connection in a transaction, which is undone unless it is committed."""
+    with engine.connect() as connection:
+        connection.begin()  # statements of kernel.bulk go past SQLAlchemy, which would not notice that one has begun
+        try:
+            yield connection
+        except psycopg.Error as error:
+            driver = connection.connection.driver_connection
+            lost = driver is None or driver.closed or error.sqlstate in _GOING or error.sqlstate == _READ_ONLY
+            if lost:
+                connection.invalidate(error)
+                engine.dispose()  # as `drop_all_when_one_is_lost` below
+            raise told(error, connection, lost=lost) from error
 
 
 def _commit(connection: Connection) -> None:
@@ -258,7 +280,7 @@ def _engine(options: dict[str, Any], connections: int, *, read_only: bool) -> En
 
     @event.listens_for(engine, "connect")
     def prepare(connection: psycopg.Connection, _record: object) -> None:
-        connection.execute(SESSION)
+        connection.execute(SESSION if read_only else SESSION_OF_WRITES)
         connection.commit()
         if read_only:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ

@@ -17,12 +17,14 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool
 
 from parshall.kernel.clock import Clock, now
-from parshall.kernel.database import T, Work, carry_out, migrate
+from parshall.kernel.database import T, Work, carry_out, migrate, told
 from parshall.kernel.errors import StartupError, Unavailable
 
 GROUP_MAX = 256
 """Transactions that may share one commit."""
 READERS_MAX = 4
+STATEMENTS_PREPARED = 512
+"""Per connection: every size of every statement over many rows (kernel.bulk) and the rest beside."""
 BUSY_MILLISECONDS = 5000
 """How long to wait for another process (a command on the same machine) that holds the write lock."""
 
@@ -150,7 +152,7 @@ def _attempt(connection: Connection, unit: _Unit) -> tuple[Any, BaseException | 
     except BaseException as error:  # whatever it is belongs to the caller: the writer must outlive every unit
         connection.exec_driver_sql("ROLLBACK TO unit")
         connection.exec_driver_sql("RELEASE unit")
-        return None, error
+        return None, told(error, connection) if isinstance(error, sqlite3.Error) else error
     connection.exec_driver_sql("RELEASE unit")
     return result, None
 
@@ -176,7 +178,7 @@ def _engine(path: Path, synchronous: str) -> Engine:
         pool_size=READERS_MAX + 1,
         max_overflow=0,
         isolation_level="AUTOCOMMIT",
-        connect_args={"check_same_thread": False},
+        connect_args={"check_same_thread": False, "cached_statements": STATEMENTS_PREPARED},
     )
 
     @event.listens_for(engine, "connect")
