@@ -153,7 +153,8 @@ def _measured(engine: Engine, name: str, accounts: int, at_once: int, opened: Op
     spread = "one account" if accounts == 1 else f"{accounts} accounts"
     rivals = {"one statement": ["one statement"]}
     if engine.name == "postgres":
-        rivals = {"best one statement": [*_POOLS.values()], _POOLS[16]: [_POOLS[16]]}
+        best = [*_POOLS.values()] if accounts == 1 else [_POOLS[16]]
+        rivals = {"best one statement": best, _POOLS[16]: [_POOLS[16]]}
     return Configuration(
         engine=engine.name,
         name=f"{name}, {spread}",

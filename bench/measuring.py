@@ -57,13 +57,14 @@ async def measure(books: Books, *, accounts: int, at_once: int, seconds: float) 
     full = await _saturated(books, choose, accounts, at_once, seconds)
     taken, cpu = time.perf_counter() - began, time.process_time() - cpu
     pairs = len(full.settle)
-    before_half = time.process_time()
+    began_half, before_half = time.perf_counter(), time.process_time()
     half = await _arriving(books, choose, accounts, pairs / taken / 2, seconds)
-    cpu_half = time.process_time() - before_half
+    taken_half, cpu_half = time.perf_counter() - began_half, time.process_time() - before_half
     await books.check(len(warm.settle) + pairs + len(half.settle))
     return {
         "pairs_per_second": pairs / taken,
         "cpu_us_per_pair": cpu / pairs * 1e6,
+        "half_pairs_per_second": len(half.settle) / taken_half,
         "half_cpu_us_per_pair": cpu_half / len(half.settle) * 1e6,
         **_percentiles("full", full.reserve + full.settle),
         **_percentiles("full_reserve", full.reserve),

@@ -46,7 +46,7 @@ def ledger(results: Sequence[Result], configurations: Mapping[str, Sequence[Riva
         mine = _named(results, [name])
         median = _medians(mine)
         cells = [name, f"{median('pairs_per_second'):.0f} {_span([one['pairs_per_second'] for one in mine], '.0f')}"]
-        cells += [_ratio(mine, _most(_named(results, each.names), each.value), each.value) for each in rivals]
+        cells += [_ratio(mine, _most(results, each), each.value) for each in rivals]
         for what in ("full", "half_reserve", "half_settle"):
             cells.append(f"{median(f'{what}_p50'):.2f} / {median(f'{what}_p99'):.2f}")
         cells.append(f"{median('cpu_us_per_pair'):.0f}")
@@ -58,9 +58,11 @@ def _named(results: Sequence[Result], names: Sequence[str]) -> list[Result]:
     return [one for one in results if one["name"] in names]
 
 
-def _most(results: Sequence[Result], value: str) -> list[Result]:
-    """Of each round the result with the most of it."""
-    ordered = sorted(results, key=lambda one: one[value])
+def _most(results: Sequence[Result], rivals: Rivals) -> list[Result]:
+    """Of each round the best of the rivals; nothing where one of them was left out, for it might have been the best."""
+    if not {one["name"] for one in results}.issuperset(rivals.names):
+        return []
+    ordered = sorted(_named(results, rivals.names), key=lambda one: one[rivals.value])
     return list({one["round"]: one for one in ordered}.values())
 
 
