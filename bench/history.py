@@ -92,8 +92,8 @@ class _Account:
 def build(url: str, count: int, *, hot: bool = False) -> str:
     """Make the tables of accounting in an empty database and fill them with at least `count` transfers.
 
-    With `hot` every other stream is of one account, which so owns half of the history. The first account's id, which is
-    that of the hot one.
+    With `hot` every other stream is of one account, which so owns about half of the history (a little less: the
+    streams that are voided, with two transfers for three, are its own). The first account's id, which is the hot one's.
     """
     if url.startswith(SQLITE):
         path = Path(url.removeprefix(SQLITE))
