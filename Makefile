@@ -51,7 +51,7 @@ check: environment ## lint, formatting, types, layers and the rules of CONTRIBUT
 soak: environment ## run the long simulations
 	@$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
 
-bench: environment ## measure; about a quarter of an hour, on Linux
+bench: environment ## measure; about half an hour, on Linux
 	@$(BIN)/python bench/streams.py && $(BIN)/python bench/ledger.py
 
 lock: ## lock the dependencies of pyproject.toml; to take newer ones: make lock ARGS=--upgrade

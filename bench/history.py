@@ -89,27 +89,32 @@ class _Account:
             self.grants.append((self.grant_id, self.id, GRANTED, self.remaining, *terms))
 
 
-def build(url: str, count: int) -> None:
-    """Make the tables of accounting in an empty database and fill them with at least `count` transfers."""
+def build(url: str, count: int, *, hot: bool = False) -> str:
+    """Make the tables of accounting in an empty database and fill them with at least `count` transfers.
+
+    With `hot` every other stream is of one account, which so owns about half of the history (a little less: the
+    streams that are voided, with two transfers for three, are its own). The first account's id, which is the hot one's.
+    """
     if url.startswith(SQLITE):
         path = Path(url.removeprefix(SQLITE))
         asyncio.run(SqliteDatabase(path, package=PACKAGE).close())
         with _Sqlite(path) as writer:
-            _fill(writer, count)
-        return
+            return _fill(writer, count, hot=hot)
     asyncio.run(PostgresDatabase(url, package=PACKAGE).close())
     with psycopg.connect(url) as connection:
-        _fill(_Postgres(connection), count)
+        first = _fill(_Postgres(connection), count, hot=hot)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")
+    return first
 
 
-def _fill(writer: Writer, count: int) -> None:
-    held = [_Account(id=new_id()) for _ in range(max(1, count // TRANSFERS_PER_ACCOUNT))]
+def _fill(writer: Writer, count: int, *, hot: bool) -> str:
+    """Write everything; the first account's id."""
+    held = _accounts(count, hot=hot)
     writer.write(prices, [(PRICE.version, PRICE.model_id, 0, MICRO, MICRO, MICRO, MICRO, PRICE.set_by)])
     moved: list[Row] = []
     streams: list[Row] = []
-    for number, account in enumerate(_turns(held, count)):
+    for number, account in enumerate(_turns(held, count, hot=hot)):
         at = START + number * SECOND // 100
         if account.remaining < HELD:
             moved += account.renew(at)
@@ -126,12 +131,24 @@ def _fill(writer: Writer, count: int) -> None:
         account.close_grant()
     writer.write(accounts, [(each.id, each.available, 0, each.number, each.head, START) for each in held])
     writer.write(grants, [row for each in held for row in each.grants])
+    return held[0].id
 
 
-def _turns(held: Sequence[_Account], count: int) -> Iterator[_Account]:
-    """The accounts in turn, until there are enough transfers."""
+def _accounts(count: int, *, hot: bool) -> list[_Account]:
+    """As many as share `count` transfers in turn; where one is hot, the others share half of them."""
+    others = max(1, count // TRANSFERS_PER_ACCOUNT // (2 if hot else 1))
+    return [_Account(id=new_id()) for _ in range(others + hot)]
+
+
+def _turns(held: Sequence[_Account], count: int, *, hot: bool) -> Iterator[_Account]:
+    """The accounts in turn, the hot one before each of the others, until there are enough transfers."""
     while sum(account.number for account in held) < count:
-        yield from held
+        if not hot:
+            yield from held
+            continue
+        for account in held[1:]:
+            yield held[0]
+            yield account
 
 
 def _stream(account: _Account, number: int, at: int) -> tuple[list[Row], Row]:

@@ -1,223 +1,267 @@
-"""Measures the ledger: pairs of reserve and settle a second, beside naive SQLite: `python bench/ledger.py`.
+"""Measures the ledger on SQLite and PostgreSQL, beside one statement an operation: `python bench/ledger.py`.
 
-All of it runs in this process, on files in one folder, with synchronous=FULL, in turn. After each turn the books are
-checked: nothing is held, and what was charged is what the balances lack.
+A pair is a reserve and a settle, each on the disk before it is answered. Every configuration takes its turn in every
+round, on records of its own, first as fast as it goes, then with streams that arrive half as fast. After each turn the
+books are checked: nothing is held, and what was charged is what the balances lack.
+
+With --history the same account is measured in ledgers of different lengths instead: it owns half of the transfers,
+every other stream being its own, and the rest is spread over accounts of 500 transfers each (bench/history.py). Each
+turn gets a copy of the ledger as it was built.
 """
 
 import argparse
 import asyncio
-import itertools
+import contextlib
 import json
-import random
-import sqlite3
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.baselines import Opened, connections, naive, one_statement
+from bench.engines import Databases, Engine, Files
+from bench.history import PRICE, build
+from bench.measuring import Books, Result, measure
+from bench.tables import Rivals, ledger
+from tests.postgres import Server
+
 from parshall.accounting.service import Accounting
+from parshall.app.config import Settings
+from parshall.app.local import local
 from parshall.kernel import clock
 from parshall.kernel.credits import MICRO, Credits
 from parshall.kernel.ids import StreamId, UserId, new_stream_id
 from parshall.kernel.metering import Usage, UsageSource
-from parshall.kernel.sqlite import SqliteDatabase
 
-ACCOUNTS = 200
-STREAMS_AT_ONCE = 64
+MANY = 1000
 START = 1_000_000 * MICRO
-AMOUNT = 40
 USAGE = Usage(input_tokens=100, output_tokens=200)
-
-
-class Nobody:
-    """A directory that is never asked: the bench names accounts by id."""
-
-    async def resolve(self, who: str) -> UserId:
-        """The id that was given."""
-        return UserId(who)
+ENGINES = ("sqlite", "postgres")
+ROUNDS = 5
+SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One way to keep the books, measured for a while; `rate` takes a folder and a time and answers pairs a second."""
+class Configuration:
+    """One way to keep the books: `at_once` streams on so many accounts, in a database that `place` makes."""
 
+    engine: str
     name: str
-    rate: Callable[[Path, float], float]
+    accounts: int
+    at_once: int
+    opened: Opened
+    place: Callable[[], AbstractContextManager[str]]
+    rivals: Sequence[Rivals]
 
 
-def parshall(accounts: int, at_once: int) -> Callable[[Path, float], float]:
-    """Accounting as the server uses it, asked by `at_once` streams at a time."""
-    return lambda folder, seconds: uvloop.run(_parshall(folder, seconds, accounts, at_once))
+# ── Parshall ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _parshall(folder: Path, seconds: float, accounts: int, at_once: int) -> float:
-    database = SqliteDatabase(folder / "ledger.db", package="parshall.accounting")
-    accounting = Accounting(database, directory=Nobody(), clock=clock.now, reservation_seconds=360)
-    await accounting.start()
-    ids = [UserId(f"account-{number}") for number in range(accounts)]
-    for account in ids:
+class _Parshall:
+    """Accounting as a turn of a chat uses it."""
+
+    def __init__(self, accounting: Accounting, ids: Sequence[UserId], model_id: str) -> None:
+        self._accounting = accounting
+        self._ids = ids
+        self._model_id = model_id
+        self._available = 0
+
+    async def start(self) -> None:
+        """Give every account credits that last for the measurement."""
         until = clock.now() + clock.DAY
-        await accounting.allocate(account, Credits(START), expires_at=until, granted_by="bench")
-    began = time.perf_counter()
-    done = sum(await asyncio.gather(*(_streams(accounting, ids, began + seconds) for _ in range(at_once))))
-    rate = done / (time.perf_counter() - began)
-    cost = await accounting.prices.calculate("flow", USAGE)
-    balances = [await accounting.balance(account) for account in ids]
-    assert all(balance.reserved == 0 for balance in balances)
-    assert sum(balance.available for balance in balances) == START * accounts - done * cost
-    await accounting.close()
-    return rate
+        give = self._accounting.allocate
+        await asyncio.gather(*(give(id, Credits(START), expires_at=until, granted_by="bench") for id in self._ids))
+        self._available, _ = await self._sums()
 
-
-async def _streams(accounting: Accounting, accounts: Sequence[UserId], end: float) -> int:
-    """Reserve and settle, stream after stream, as a turn does it."""
-    for done in itertools.count():
-        if time.perf_counter() >= end:
-            return done
-        stream: StreamId = new_stream_id(at=clock.now())
-        await accounting.reserve(
+    async def reserve(self, account: int) -> StreamId:
+        """The id of a new stream."""
+        stream = new_stream_id(at=clock.now())
+        await self._accounting.reserve(
             stream_id=stream,
-            user_id=random.choice(accounts),
-            model_id="flow",
+            user_id=self._ids[account],
+            model_id=self._model_id,
             input_tokens=USAGE.input_tokens,
             output_tokens_max=1024,
             slice_tokens=256,
         )
-        await accounting.settle(stream_id=stream, usage=USAGE, source=UsageSource.PROVIDER, outcome="completed")
-    raise AssertionError("unreachable")
+        return stream
+
+    async def settle(self, stream: StreamId) -> None:
+        """Charge less than was held."""
+        await self._accounting.settle(stream_id=stream, usage=USAGE, source=UsageSource.PROVIDER, outcome="completed")
+
+    async def check(self, pairs: int) -> None:
+        """Nothing held; what was charged is what the balances lack."""
+        cost = await self._accounting.prices.calculate(self._model_id, USAGE)
+        assert await self._sums() == (self._available - pairs * cost, 0)
+
+    async def _sums(self) -> tuple[int, int]:
+        balances = [await self._accounting.balance(id) for id in self._ids]
+        return sum(each.available for each in balances), sum(each.reserved for each in balances)
 
 
-def one_statement(accounts: int) -> Callable[[Path, float], float]:
-    """The least that can be called a ledger: an UPDATE to reserve, one to settle, nothing else kept."""
+def parshall(model_id: str, *, owner: str | None = None) -> Opened:
+    """Accounting as the server composes it with its defaults; `owner` is an account that is there already."""
 
-    def rate(folder: Path, seconds: float) -> float:
-        database = _opened(folder)
-        database.execute("CREATE TABLE accounts (id INTEGER PRIMARY KEY, available INTEGER, reserved INTEGER)")
-        database.executemany("INSERT INTO accounts VALUES (?, ?, 0)", [(n, START) for n in range(accounts)])
-        done, began = 0, time.perf_counter()
-        while time.perf_counter() < began + seconds:
-            account = random.randrange(accounts)
-            database.execute(
-                "UPDATE accounts SET available = available - ?1, reserved = reserved + ?1 WHERE id = ?2 "
-                "AND available >= ?1",
-                (AMOUNT, account),
-            )
-            database.execute(
-                "UPDATE accounts SET available = available + 1, reserved = reserved - ? WHERE id = ?", (AMOUNT, account)
-            )
-            done += 1
-        taken = time.perf_counter() - began
-        (left, held) = database.execute("SELECT sum(available), sum(reserved) FROM accounts").fetchone()
-        assert held == 0 and left == START * accounts - done * (AMOUNT - 1)
-        database.close()
-        return done / taken
+    @asynccontextmanager
+    async def opened(url: str, accounts: int) -> AsyncIterator[Books]:
+        ids = [UserId(f"account-{number}") for number in range(accounts)] if owner is None else [UserId(owner)]
+        with tempfile.TemporaryDirectory(prefix="parshall-bench-home-") as home:
+            async with local(Settings(home_dir=Path(home), accounting_database_url=url)) as parts:
+                books = _Parshall(parts.accounting, ids, model_id)
+                await books.start()
+                yield books
 
-    return rate
+    return opened
 
 
-def naive(accounts: int) -> Callable[[Path, float], float]:
-    """What one would write first: a transaction to reserve and one to settle, with a row for each and its movements."""
-
-    def rate(folder: Path, seconds: float) -> float:
-        database = _opened(folder)
-        database.executescript(_NAIVE_TABLES)
-        database.executemany("INSERT INTO accounts VALUES (?, ?, 0)", [(n, START) for n in range(accounts)])
-        done, began = 0, time.perf_counter()
-        while time.perf_counter() < began + seconds:
-            reservation = _naive_reserve(database, random.randrange(accounts))
-            _naive_settle(database, reservation)
-            done += 1
-        taken = time.perf_counter() - began
-        (left, held) = database.execute("SELECT sum(available), sum(reserved) FROM accounts").fetchone()
-        assert held == 0 and left == START * accounts - done * (AMOUNT - 1)
-        database.close()
-        return done / taken
-
-    return rate
+# ── Configurations ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-_NAIVE_TABLES = """
-CREATE TABLE accounts (id INTEGER PRIMARY KEY, available INTEGER NOT NULL, reserved INTEGER NOT NULL);
-CREATE TABLE reservations (id INTEGER PRIMARY KEY, account INTEGER NOT NULL, amount INTEGER NOT NULL, charged INTEGER);
-CREATE TABLE transfers (id INTEGER PRIMARY KEY, account INTEGER NOT NULL, reservation INTEGER, amount INTEGER NOT NULL);
-"""
+def side_by_side(engine: Engine) -> Iterator[Configuration]:
+    """One statement an operation, and Parshall, each on one hot account and on many."""
+    for name, accounts, at_once, opened in _BASELINES[engine.name]:
+        yield _measured(engine, name, accounts, at_once, opened)
+    for accounts, at_once in ((1, 1), (1, 64), (1, 256), (MANY, 64), (MANY, 256)):
+        yield _measured(engine, f"Parshall, {at_once} at once", accounts, at_once, parshall("flow"))
 
 
-def _naive_reserve(database: sqlite3.Connection, account: int) -> int:
-    database.execute("BEGIN IMMEDIATE")
-    (available,) = database.execute("SELECT available FROM accounts WHERE id = ?", (account,)).fetchone()
-    assert available >= AMOUNT
-    database.execute(
-        "UPDATE accounts SET available = available - ?1, reserved = reserved + ?1 WHERE id = ?2", (AMOUNT, account)
+_POOLS = {1: "one statement, 1 connection"} | {count: f"one statement, {count} connections" for count in (8, 16)}
+_BASELINES: dict[str, list[tuple[str, int, int, Opened]]] = {
+    "sqlite": [
+        ("one statement", 1, 1, one_statement),
+        ("one statement", MANY, 1, one_statement),
+        ("naive", 1, 1, naive),
+        ("naive", MANY, 1, naive),
+    ],
+    "postgres": [
+        *((name, 1, count, connections(count)) for count, name in _POOLS.items()),
+        (_POOLS[16], MANY, 16, connections(16)),
+    ],
+}
+
+
+def _measured(engine: Engine, name: str, accounts: int, at_once: int, opened: Opened) -> Configuration:
+    spread = "one account" if accounts == 1 else f"{accounts} accounts"
+    rivals = {"one statement": ["one statement"]}
+    if engine.name == "postgres":
+        best = [*_POOLS.values()] if accounts == 1 else [_POOLS[16]]
+        rivals = {"best one statement": best, _POOLS[16]: [_POOLS[16]]}
+    return Configuration(
+        engine=engine.name,
+        name=f"{name}, {spread}",
+        accounts=accounts,
+        at_once=at_once,
+        opened=opened,
+        place=engine.empty,
+        rivals=[
+            Rivals(title=f"× {title}", value="pairs_per_second", names=[f"{rival}, {spread}" for rival in names])
+            for title, names in rivals.items()
+        ],
     )
-    made = database.execute("INSERT INTO reservations (account, amount) VALUES (?, ?)", (account, AMOUNT)).lastrowid
-    database.execute("COMMIT")
-    assert made is not None
-    return made
 
 
-def _naive_settle(database: sqlite3.Connection, reservation: int) -> None:
-    database.execute("BEGIN IMMEDIATE")
-    query = "SELECT account, amount FROM reservations WHERE id = ? AND charged IS NULL"
-    account, amount = database.execute(query, (reservation,)).fetchone()
-    database.execute("UPDATE reservations SET charged = ? WHERE id = ?", (amount - 1, reservation))
-    database.execute(
-        "UPDATE accounts SET available = available + 1, reserved = reserved - ? WHERE id = ?", (amount, account)
+@contextlib.contextmanager
+def with_histories(engine: Engine, lengths: Sequence[int]) -> Iterator[list[Configuration]]:
+    """Parshall on the account that owns half of the history, for each length; longer ones are held to the shortest."""
+    with contextlib.ExitStack() as stack:
+        built = []
+        for transfers in sorted(lengths):
+            url, began = stack.enter_context(engine.empty()), time.perf_counter()
+            built.append((transfers, url, build(url, transfers, hot=True)))
+            print(f"{engine.name}: {transfers:,} built in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        yield [_after(engine, each, min(lengths), at_once) for at_once in (1, 64) for each in built]
+
+
+def _after(engine: Engine, built: tuple[int, str, str], shortest: int, at_once: int) -> Configuration:
+    transfers, url, owner = built
+    name = "Parshall, {} at once after {:,} transfers"
+    ratios = {"pairs/s": "pairs_per_second", "settle p50": "full_settle_p50", "CPU": "cpu_us_per_pair"}
+    return Configuration(
+        engine=engine.name,
+        name=name.format(at_once, transfers),
+        accounts=1,
+        at_once=at_once,
+        opened=parshall(PRICE.model_id, owner=owner),
+        place=lambda: engine.copy(url),
+        rivals=[
+            Rivals(title=f"{title} × shortest", value=value, names=[name.format(at_once, shortest)])
+            for title, value in ratios.items()
+        ],
     )
-    movement = (account, reservation, amount - 1)
-    database.execute("INSERT INTO transfers (account, reservation, amount) VALUES (?, ?, ?)", movement)
-    database.execute("COMMIT")
 
 
-def _opened(folder: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(folder / "ledger.db", isolation_level=None)
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=FULL")
-    return database
-
-
-TURNS = (
-    Turn(name="one statement an operation, one account", rate=one_statement(1)),
-    Turn(name="naive SQLite, one account", rate=naive(1)),
-    Turn(name="naive SQLite, many accounts", rate=naive(ACCOUNTS)),
-    Turn(name="Parshall, one account, one stream at a time", rate=parshall(1, 1)),
-    Turn(name="Parshall, one hot account", rate=parshall(1, STREAMS_AT_ONCE)),
-    Turn(name="Parshall, many accounts", rate=parshall(ACCOUNTS, STREAMS_AT_ONCE)),
-)
-BASELINE = TURNS[1].name
+# ── Running ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def main() -> None:
-    """Measure in turn, print the table, keep the raw results where asked to."""
+    """Measure in turn, print the tables, keep the raw results where asked to."""
+    given = _arguments()
+    tempfile.tempdir = None if given.folder is None else str(given.folder.resolve())
+    with contextlib.ExitStack() as stack:
+        engines: list[Engine] = [Files()] if "sqlite" in given.engines else []
+        if "postgres" in given.engines:
+            engines.append(Databases(stack.enter_context(Server.start(fsync=True))))
+        configurations: list[Configuration] = []
+        for engine in engines:
+            if given.history:
+                configurations += stack.enter_context(with_histories(engine, given.history))
+            else:
+                configurations += side_by_side(engine)
+        chosen = [each for each in configurations if not given.only or any(part in each.name for part in given.only)]
+        results = _rounds(chosen, given)
+    for engine in given.engines:
+        mine = [each for each in chosen if each.engine == engine]
+        if mine:
+            measured = [one for one in results if one["engine"] == engine]
+            print(f"{engine}\n\n{ledger(measured, {each.name: each.rivals for each in mine})}\n")
+
+
+def _arguments() -> argparse.Namespace:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--seconds", type=float, default=3.0)
+    arguments.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments.add_argument("--seconds", type=float, default=SECONDS, help="of each of the two halves of a turn")
+    arguments.add_argument("--engines", type=_listed(str), default=list(ENGINES), help="sqlite,postgres")
+    arguments.add_argument("--only", nargs="+", help="configurations whose name contains one of these")
+    arguments.add_argument("--history", type=_listed(int), default=[], help="lengths in transfers, with commas")
     arguments.add_argument("--folder", type=Path, help="measure the disk that this folder is on")
     arguments.add_argument("--out", type=Path, help="keep the raw results in this JSON file")
     given = arguments.parse_args()
-    rates: dict[str, list[float]] = {turn.name: [] for turn in TURNS}
+    if not set(given.engines) <= set(ENGINES):
+        arguments.error(f"--engines takes {' and '.join(ENGINES)}")
+    return given
+
+
+def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: [kind(part) for part in text.split(",")]
+
+
+def _rounds(configurations: Sequence[Configuration], given: argparse.Namespace) -> list[Result]:
+    results: list[Result] = []
     for number in range(given.rounds):
-        for turn in TURNS:
-            with tempfile.TemporaryDirectory(prefix="parshall-bench-", dir=given.folder) as folder:
-                rates[turn.name].append(turn.rate(Path(folder), given.seconds))
-            print(f"round {number}  {turn.name:44} {rates[turn.name][-1]:8.0f} pairs/s", file=sys.stderr)
+        for each in configurations:
+            with each.place() as url:
+                result = uvloop.run(_turn(each, url, given.seconds))
+            results.append({"round": number, "engine": each.engine, "name": each.name, **result})
+            rate = f"{result['pairs_per_second']:8.0f} pairs/s"
+            print(f"round {number}  {each.engine:9}{each.name:48}{rate}", file=sys.stderr)
         if given.out:
-            given.out.write_text(json.dumps(rates, indent=1))
-    print(_table(rates))
+            given.out.write_text(json.dumps(results, indent=1))
+    return results
 
 
-def _table(rates: dict[str, list[float]]) -> str:
-    rows = ["| books | pairs/s | of naive SQLite |", "|---|---|---|"]
-    for name, values in rates.items():
-        ratios = [value / base for value, base in zip(values, rates[BASELINE], strict=True)]
-        spread = f"{statistics.median(values):.0f} ({min(values):.0f}–{max(values):.0f})"
-        rows.append(f"| {name} | {spread} | {statistics.median(ratios):.2f} |")
-    return "\n".join(rows)
+async def _turn(configuration: Configuration, url: str, seconds: float) -> Result:
+    accounts = configuration.accounts
+    async with configuration.opened(url, accounts) as books:
+        return await measure(books, accounts=accounts, at_once=configuration.at_once, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,21 @@
 """Results as tables: medians over rounds, and ratios that are taken within each round before their median is."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Result = dict[str, Any]
 TARGETS = ("provider", "passthrough", "parshall")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rivals:
+    """A column of ratios: of one value to the most of it that any of these configurations had in the same round."""
+
+    title: str
+    value: str
+    names: Sequence[str]
 
 
 def line(result: Result) -> str:
@@ -24,6 +34,36 @@ def whole(results: Sequence[Result], *, scenarios: Sequence[str]) -> str:
     """All tables, as Markdown."""
     parts = [_costs(results, scenarios), _latencies(results, scenarios)]
     return "\n\n".join(parts)
+
+
+def ledger(results: Sequence[Result], configurations: Mapping[str, Sequence[Rivals]]) -> str:
+    """A row for each configuration of one engine, which all have the same columns of ratios, as Markdown."""
+    titles = [each.title for each in next(iter(configurations.values()))]
+    times = ["p50 / p99 ms", "reserve at half load", "settle at half load"]
+    heads = ["configuration", "pairs/s", *titles, *times, "CPU µs/pair"]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, rivals in configurations.items():
+        mine = _named(results, [name])
+        median = _medians(mine)
+        cells = [name, f"{median('pairs_per_second'):.0f} {_span([one['pairs_per_second'] for one in mine], '.0f')}"]
+        cells += [_ratio(mine, _most(results, each), each.value) for each in rivals]
+        for what in ("full", "half_reserve", "half_settle"):
+            cells.append(f"{median(f'{what}_p50'):.2f} / {median(f'{what}_p99'):.2f}")
+        cells.append(f"{median('cpu_us_per_pair'):.0f}")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _named(results: Sequence[Result], names: Sequence[str]) -> list[Result]:
+    return [one for one in results if one["name"] in names]
+
+
+def _most(results: Sequence[Result], rivals: Rivals) -> list[Result]:
+    """Of each round the best of the rivals; nothing where one of them was left out, for it might have been the best."""
+    if not {one["name"] for one in results}.issuperset(rivals.names):
+        return []
+    ordered = sorted(_named(results, rivals.names), key=lambda one: one[rivals.value])
+    return list({one["round"]: one for one in ordered}.values())
 
 
 def _costs(results: Sequence[Result], scenarios: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bench.history import build
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from tests.histories import FEW, PACKAGE, PEOPLE, Deed, History, everything, rehash, tamper, tampered
 from tests.ledgers import check_books, read_books
 from tests.postgres import Engine
@@ -18,6 +18,7 @@ from tests.postgres import Engine
 from parshall.accounting.audit import AnchorUnreadable, Report, audit, find_account_id
 from parshall.accounting.chain import GENESIS, link
 from parshall.accounting.model import Book
+from parshall.accounting.tables import accounts
 from parshall.kernel.errors import InsufficientCredits
 
 WHOLE = ""
@@ -565,8 +566,11 @@ def test_a_note_of_any_letters_is_hashed_as_the_guide_says(note: str) -> None:
 # ── A long history ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_history_that_benchmarks_build_is_one_that_the_rules_allow(engine: Engine) -> None:
-    build(engine.url(PACKAGE), 3000)
+@pytest.mark.parametrize("hot", [False, True])
+def test_the_history_that_benchmarks_build_is_one_that_the_rules_allow(engine: Engine, hot: bool) -> None:
+    owner = build(engine.url(PACKAGE), 3000, hot=hot)
+    owned = engine.look(PACKAGE, lambda c: c.execute(select(accounts.c.number).where(accounts.c.id == owner)).scalar())
+    assert 0.45 < owned / 3000 < 0.55 if hot else owned < 600
     check_books(engine.look(PACKAGE, read_books))
     report = tampered(engine)
     assert report.findings.kept == []
