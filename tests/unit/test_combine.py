@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection
 
 from parshall.accounting.books import Books
-from parshall.accounting.combine import BATCHES_AT_ONCE, Combiner, Operation
+from parshall.accounting.combine import Combiner, Operation
 from parshall.kernel.database import T, Work
 from parshall.kernel.sqlite import SqliteDatabase
 
@@ -20,6 +20,7 @@ class Gated:
         self.database = database
         self.gate = asyncio.Event()
         self.waiting = 0
+        self.batches = 0
 
     async def read(self, work: Work[T]) -> T:
         return await self.database.read(work)
@@ -27,6 +28,7 @@ class Gated:
     async def write(self, work: Work[T]) -> T:
         answer = await self.database.write(work)
         self.waiting += 1
+        self.batches += 1
         await self.gate.wait()
         self.waiting -= 1
         return answer
@@ -55,17 +57,25 @@ def _accounts(books: Books) -> int:
     return len(books.accounts)
 
 
-async def test_who_asks_again_when_all_batches_end_in_one_turn_is_taken_up(gated: Gated) -> None:
+async def test_who_asks_again_in_the_turn_in_which_the_last_batch_ends_is_taken_up(gated: Gated) -> None:
     combiner = Combiner(gated)
 
     async def twice() -> list[int]:
         return [await combiner.run(Operation(_accounts)), await combiner.run(Operation(_accounts))]
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        asking = group.create_task(twice())
+    async with asyncio.timeout(5):
+        asking = asyncio.create_task(twice())
         await gated.hold(1)
-        for number in range(2, BATCHES_AT_ONCE + 1):
-            group.create_task(combiner.run(Operation(_accounts)))
-            await gated.hold(number)
         gated.gate.set()
-    assert asking.result() == [0, 0]
+        assert await asking == [0, 0]
+
+
+async def test_what_arrives_while_a_batch_is_written_makes_one_batch(gated: Gated) -> None:
+    combiner = Combiner(gated)
+    first = asyncio.create_task(combiner.run(Operation(_accounts)))
+    await gated.hold(1)
+    rest = [asyncio.create_task(combiner.run(Operation(_accounts))) for _ in range(9)]
+    await asyncio.sleep(0.01)
+    gated.gate.set()
+    await asyncio.gather(first, *rest)
+    assert gated.batches == 2

@@ -19,8 +19,6 @@ from parshall.kernel.ids import StreamId, UserId
 T = TypeVar("T")
 
 OPERATIONS_PER_BATCH_MAX = 256
-BATCHES_AT_ONCE = 2
-"""While one is written the next is ready: the database never waits for the event loop, nor the loop for it."""
 VERSIONS_KEPT_MAX = 4096
 """Price versions held in memory: they never change."""
 
@@ -48,7 +46,10 @@ _Waiting = tuple[Operation[Any], "asyncio.Future[Any]"]
 
 
 class Combiner:
-    """Runs operations in batches, in the order of their arrival: whatever waits when a batch can begin makes it."""
+    """Runs operations in batches, in the order of their arrival: whatever waits when one batch is done makes the next.
+
+    One at a time: two would be two halves, each with the fixed cost of a whole, and wait for each other's locks.
+    """
 
     def __init__(
         self, database: Database, *, announce: Callable[[Books], Sequence[Announcement]] | None = None
@@ -57,7 +58,7 @@ class Combiner:
         self._database = database
         self._announce = announce
         self._waiting: list[_Waiting] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
         self._versions: dict[str, PriceVersion] = {}
 
     async def run(self, operation: Operation[T]) -> T:
@@ -67,25 +68,23 @@ class Combiner:
         """
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append((operation, answer))
-        if len(self._tasks) < BATCHES_AT_ONCE:
-            task = asyncio.create_task(self._drain())
-            self._tasks.add(task)
+        if self._task is None:
+            self._task = asyncio.create_task(self._drain())
         return await answer
 
     async def close(self) -> None:
         """Finish what waits."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._task is not None:
+            await asyncio.wait([self._task])
 
     async def _drain(self) -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
         try:
             while self._waiting:
                 batch = self._waiting[:OPERATIONS_PER_BATCH_MAX]
                 del self._waiting[:OPERATIONS_PER_BATCH_MAX]
                 await self._answer(batch)
         finally:  # in the same turn that found nothing waiting: whoever asks next must see that no task would take it
-            self._tasks.discard(task)
+            self._task = None
 
     async def _answer(self, batch: list[_Waiting]) -> None:
         operations = [operation for operation, _ in batch]

@@ -28,7 +28,7 @@ def run(connection: Connection, statements: Sequence[Statement]) -> list[list[Ro
         return [driver.execute(*statement).fetchall() for statement in statements]
     with driver.pipeline():
         cursors = [driver.execute(*statement) for statement in statements]
-    return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+    return [[] if cursor.rownumber is None else cursor.fetchall() for cursor in cursors]
 
 
 def query(connection: Connection, text: str, *values: Any) -> Statement:
