@@ -19,6 +19,7 @@ from parshall.accounting.service import Accounting
 from parshall.app.config import Settings
 from parshall.app.local import Parts, local, open_database, prepare_home
 from parshall.app.page import guide, home_page
+from parshall.app.people import Users
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
 from parshall.chat.catalog import Catalog
@@ -27,10 +28,11 @@ from parshall.chat.ports import Provider
 from parshall.chat.providers import counting
 from parshall.chat.providers.embedded import MODEL_ID, EmbeddedProvider
 from parshall.chat.providers.openai import OpenAIProvider
-from parshall.chat.reader import Reader
+from parshall.chat.reader import Reading
 from parshall.chat.service import Chat
 from parshall.chat.streaming import Limits, Streaming
 from parshall.chat.streams.local import LocalStreamLog
+from parshall.chat.supervision import Supervision
 from parshall.kernel import clock
 from parshall.kernel.credits import wire
 from parshall.kernel.database import Database
@@ -47,9 +49,10 @@ class System:
 
     parts: Parts
     chat: Chat
+    supervision: Supervision
     chat_database: Database
     verifier: TokenVerifier
-    readers: set[Reader]
+    readers: set[Reading]
     settings: Settings
 
 
@@ -74,9 +77,13 @@ async def system(settings: Settings) -> AsyncIterator[System]:
         )
         stack.push_async_callback(streaming.close, drain_seconds=0)
         await streaming.recover()
+        chat = Chat(database, streaming=streaming, catalog=catalog, clock=clock.now)
         yield System(
             parts=parts,
-            chat=Chat(database, streaming=streaming, catalog=catalog, clock=clock.now),
+            chat=chat,
+            supervision=Supervision(
+                database, chat=chat, stream_log=stream_log, people=Users(parts.auth), clock=clock.now
+            ),
             chat_database=database,
             verifier=TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now),
             readers=set(),
@@ -99,6 +106,7 @@ def application(built: System) -> ASGIApp:
     app.state.auth = built.parts.auth
     app.state.accounting = built.parts.accounting
     app.state.chat = built.chat
+    app.state.supervision = built.supervision
     app.state.verifier = built.verifier
     app.state.readers = built.readers
     app.state.allowed_origins = frozenset(built.settings.allowed_origins)

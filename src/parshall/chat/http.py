@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from parshall.chat import wire
 from parshall.chat.http_streams import Asked, ChatService, SessionIdPath, ask_stream, read_to_end, streams_router
+from parshall.chat.http_supervision import supervision_router
 from parshall.chat.model import PER_PAGE_MAX, receipt
 from parshall.chat.ports import ModelCard
 from parshall.kernel.headers import STREAM_ID_HEADER
@@ -37,11 +38,8 @@ async def list_sessions(
     query: Annotated[wire.Text | None, Query(max_length=200)] = None,
 ) -> dict[str, Any]:
     """The caller's chat sessions, last used first; `query` searches titles and messages."""
-    sessions, total = await chat.page(user_id=user.user_id, text=query, number=page, per_page=limit)
-    return {
-        "sessions": [wire.session_summary(session) for session in sessions],
-        "pagination": {"total": total, "pages": -(-total // limit), "currentPage": page, "perPage": limit},
-    }
+    found = await chat.page(user_id=user.user_id, text=query, number=page, per_page=limit)
+    return wire.sessions_page(found, number=page, per_page=limit)
 
 
 @router.get("/chat/sessions/{session_id}")
@@ -133,3 +131,4 @@ async def _model_wire(request: Request, card: ModelCard) -> dict[str, Any]:
 
 
 router.include_router(streams_router)
+router.include_router(supervision_router)

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from parshall.chat import wire
 from parshall.chat.model import receipt
-from parshall.chat.reader import Reader
+from parshall.chat.reader import Reader, Reading
 from parshall.chat.service import Chat
 from parshall.kernel import sse
 from parshall.kernel.errors import Invalid
@@ -89,12 +89,12 @@ class StreamResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, request: Request, stream_id: StreamId, reader: Reader) -> None:
+    def __init__(self, request: Request, stream_id: StreamId, reader: Reading) -> None:
         """The reader is left when the response ends, however it ends."""
         self.background = None
         self.status_code = 200
         self._reader = reader
-        self._readers: set[Reader] = request.app.state.readers
+        self._readers: set[Reading] = request.app.state.readers
         self.raw_headers = stream_headers(
             stream_id,
             origin=request.headers.get("origin"),
@@ -119,7 +119,7 @@ class StreamResponse(Response):
             reader.leave()
 
 
-async def _until_gone(receive: Receive, reader: Reader) -> None:
+async def _until_gone(receive: Receive, reader: Reading) -> None:
     """Let the reader go as soon as its client has."""
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -128,7 +128,7 @@ async def _until_gone(receive: Receive, reader: Reader) -> None:
 
 async def read_to_end(request: Request, reader: Reader) -> None:
     """Read a stream to its end for a client that waits for the whole answer, or until that client goes."""
-    readers: set[Reader] = request.app.state.readers
+    readers: set[Reading] = request.app.state.readers
     readers.add(reader)
     watch = asyncio.create_task(_until_gone(request.receive, reader))
     try:

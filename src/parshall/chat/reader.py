@@ -1,10 +1,38 @@
 """One reader of one stream: bytes ready to be sent, and word to the producer of who reads and how far."""
 
+from collections.abc import AsyncIterator
+from typing import Protocol
+
 from parshall.chat.ports import LogUnavailable, Tail
 from parshall.chat.turn import Producer
 from parshall.kernel.telemetry import log
 
 _logger = log("streams")
+
+
+class Reading(Protocol):
+    """What a response sends: bytes until they end, or until somebody ends them."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the terminal event was handed out."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Itself."""
+        ...
+
+    async def __anext__(self) -> bytes:
+        """The next bytes; empty after a silence."""
+        ...
+
+    def interrupt(self) -> None:
+        """End the iteration, whoever waits in it."""
+        ...
+
+    def leave(self) -> None:
+        """Stop reading; may be called again."""
+        ...
 
 
 class Reader:

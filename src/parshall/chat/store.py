@@ -230,6 +230,25 @@ def open_stream(connection: Connection, session_id: SessionId) -> StreamId | Non
     return connection.execute(_OPEN, {"session": session_id}).scalar_one_or_none()
 
 
+def latest_stream(connection: Connection, session_id: SessionId) -> Stream | None:
+    """The stream that runs in a chat session, or ran last; None too once the chat session is deleted."""
+    query = (
+        select(streams)
+        .join(chat_sessions, chat_sessions.c.id == streams.c.session_id)
+        .where(streams.c.session_id == session_id)
+        .order_by(streams.c.created_at.desc(), streams.c.id.desc())
+        .limit(1)
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _stream(row)
+
+
+def running_streams(connection: Connection, *, limit: int) -> list[Stream]:
+    """Streams that may still be generating, newest first."""
+    query = select(streams).where(streams.c.ended_at.is_(None)).order_by(streams.c.created_at.desc()).limit(limit)
+    return [_stream(row) for row in connection.execute(query)]
+
+
 def session_streams(connection: Connection, session_id: SessionId) -> list[Stream]:
     """All streams of a chat session, oldest first."""
     query = select(streams).where(streams.c.session_id == session_id).order_by(streams.c.created_at, streams.c.id)

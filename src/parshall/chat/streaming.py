@@ -120,7 +120,7 @@ class Streaming:
         stream_id = proposed or new_stream_id(at=self._clock())
         fingerprint = ask.fingerprint(user_id=user_id, session_id=session_id)
         while True:
-            await self._opened(stream_id)
+            await self.opened(stream_id)
             known = await self.records.find(stream_id) if proposed else None
             if stream_id not in self._opening:
                 break
@@ -136,7 +136,7 @@ class Streaming:
         await asyncio.shield(opening)  # a caller that hangs up must not leave the opening half done
         return stream_id
 
-    async def _opened(self, stream_id: StreamId) -> None:
+    async def opened(self, stream_id: StreamId) -> None:
         """Wait while a stream of that id is being opened, whatever comes of it."""
         while (opening := self._opening.get(stream_id)) is not None:
             await asyncio.wait({opening})
@@ -257,7 +257,7 @@ class Streaming:
 
     async def find(self, stream_id: StreamId, *, caller: Principal) -> Stream:
         """The stream of that id, for its owner or a supervisor. Raises NotFound."""
-        await self._opened(stream_id)
+        await self.opened(stream_id)
         stream = await self.records.find(stream_id)
         if stream is None or (stream.user_id != caller.user_id and not caller.role.covers(Role.SUPERVISOR)):
             raise NotFound("There is no such stream, or it is not yours.")

@@ -87,6 +87,20 @@ def session_summary(session: ChatSession) -> dict[str, Any]:
     }
 
 
+def sessions_page(found: tuple[list[ChatSession], int], *, number: int, per_page: int) -> dict[str, Any]:
+    """A page of chat sessions, numbered from 1, of as many as there are."""
+    sessions, total = found
+    return {
+        "sessions": [session_summary(session) for session in sessions],
+        "pagination": {
+            "total": total,
+            "pages": -(-total // per_page),
+            "currentPage": number,
+            "perPage": per_page,
+        },
+    }
+
+
 def conversation_wire(conversation: Conversation) -> dict[str, Any]:
     """A chat session with its messages and what its streams used."""
     streams = conversation.streams

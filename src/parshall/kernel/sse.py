@@ -28,6 +28,12 @@ def frame(offset: int, event: str, data: Mapping[str, Any], *, retry: bool = Fal
     return f"{head}id: {offset}\nevent: {event}\ndata: {_encode(data)}\n\n".encode("ascii")
 
 
+def notice(event: str, data: Mapping[str, Any]) -> bytes:
+    """An event that is not kept: without an id, so that whoever resumes still names the last one that is."""
+    assert event.isascii() and event.replace("-", "_").isidentifier()
+    return f"event: {event}\ndata: {_encode(data)}\n\n".encode("ascii")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One dispatched event; `id` is the last event id in force, empty where none was given."""
