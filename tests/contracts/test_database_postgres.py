@@ -15,6 +15,7 @@ from tests.contracts.tally_service import WAIT_SECONDS, add, count_of, put, tall
 from tests.postgres import Server
 
 from parshall.kernel import postgres
+from parshall.kernel.bulk import query, run
 from parshall.kernel.database import Work
 from parshall.kernel.errors import StartupError, Unavailable
 from parshall.kernel.postgres import CONNECTIONS, TRIES_MAX, PostgresDatabase
@@ -119,6 +120,36 @@ async def test_a_unit_that_hides_a_refused_statement_is_not_called_kept(database
     assert await database.read(count_of("hits")) == 1
 
 
+async def test_a_deadlock_that_the_driver_meets_is_run_again(database: PostgresDatabase, reopen: Open) -> None:
+    await database.write(put("misses"))
+    meet = meeting(2)
+    one_more = "UPDATE tallies SET count = count + 1 WHERE name IN {keys}"
+
+    def both(first: str, second: str) -> Callable[[Connection], None]:
+        def work(connection: Connection) -> None:
+            for name in (first, second):
+                run(connection, [query(connection, one_more, [name])])
+                meet()
+
+        return work
+
+    await within(asyncio.gather(database.write(both("hits", "misses")), reopen().write(both("misses", "hits"))))
+    assert await database.read(lambda c: (count_of("hits")(c), count_of("misses")(c))) == (3, 3)
+
+
+async def test_what_is_written_is_found_by_index_however_small_a_table_is(database: PostgresDatabase) -> None:
+    """A plan that was made when the table was small is kept while it grows."""
+    update = "EXPLAIN UPDATE tallies SET count = 1 WHERE name IN {keys}"
+    joined = "EXPLAIN UPDATE tallies t SET count = 1 FROM jsonb_array_elements('[[\"hits\"]]') v WHERE t.name = (v->>0)"
+
+    def plans(connection: Connection) -> list[str]:
+        found = run(connection, [query(connection, update, ["hits"]), (joined, ())])
+        return ["\n".join(row[0] for row in rows) for rows in found]
+
+    for plan in await database.write(plans):
+        assert "Index Scan" in plan and "Seq Scan" not in plan and "Hash" not in plan
+
+
 async def test_a_refusal_that_comes_with_the_commit_reaches_the_caller_and_keeps_nothing(
     database: PostgresDatabase, outside: psycopg.Connection
 ) -> None:
@@ -215,26 +246,63 @@ async def test_a_service_never_has_more_connections_than_it_may(reopen: Open, ou
     assert 2 <= row[0] <= 5
 
 
-async def test_a_connection_lost_before_the_commit_costs_another_run_and_no_error(database: PostgresDatabase) -> None:
+def through_sqlalchemy(connection: Connection, statement: str) -> None:
+    connection.exec_driver_sql(statement)
+
+
+def through_the_driver(connection: Connection, statement: str) -> None:
+    run(connection, [(statement, ())])
+
+
+both_ways = pytest.mark.parametrize("execute", [through_sqlalchemy, through_the_driver])
+
+
+@both_ways
+async def test_a_connection_lost_before_the_commit_costs_another_run_and_no_error(
+    database: PostgresDatabase, execute: Callable[[Connection, str], None]
+) -> None:
     for ask, work in ((database.write, add("hits")), (database.read, count_of("hits"))):
         runs: list[int | None] = []
 
         def loses(connection: Connection, work: Work[int | None] = work, runs: list[int | None] = runs) -> int | None:
             runs.append(work(connection))
             if len(runs) == 1:
-                connection.exec_driver_sql(LOSE_THE_CONNECTION)
+                execute(connection, LOSE_THE_CONNECTION)
             return runs[-1]
 
         assert await within(ask(loses)) == 2
         assert len(runs) == 2
 
 
-async def test_a_connection_lost_again_and_again_is_given_up(database: PostgresDatabase) -> None:
+@both_ways
+async def test_a_connection_lost_again_and_again_is_given_up(
+    database: PostgresDatabase, execute: Callable[[Connection, str], None]
+) -> None:
     runs: list[int] = []
     with pytest.raises(Unavailable, match="nothing was kept"):
-        await within(database.write(lambda c: (runs.append(1), add("hits")(c), c.exec_driver_sql(LOSE_THE_CONNECTION))))
+        await within(database.write(lambda c: (runs.append(1), add("hits")(c), execute(c, LOSE_THE_CONNECTION))))
     assert len(runs) == TRIES_MAX
     assert await database.read(count_of("hits")) == 1
+
+
+@both_ways
+async def test_a_server_that_only_reads_any_more_is_left_for_another(
+    reopen: Open, execute: Callable[[Connection, str], None]
+) -> None:
+    """Behind one name there may be several servers, of which another one has taken over the writing."""
+    database = reopen(connections=2)
+    await database.write(put("hits"))
+    servers: list[object] = []
+
+    def work(connection: Connection) -> int | None:
+        servers.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar())
+        if len(servers) == 1:
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+        execute(connection, "UPDATE tallies SET count = count + 1 WHERE name = 'hits'")
+        return count_of("hits")(connection)
+
+    assert await within(database.write(work)) == 2
+    assert len(set(servers)) == len(servers) == 2
 
 
 async def test_a_connection_lost_during_the_commit_is_said_to_leave_the_outcome_open(
@@ -256,18 +324,26 @@ async def test_a_connection_lost_during_the_commit_is_said_to_leave_the_outcome_
     assert await within(database.write(add("hits"))) == 2
 
 
-async def test_after_a_restart_of_the_server_no_stale_connection_costs_an_error(packages: dict[str, str]) -> None:
+@both_ways
+async def test_after_a_restart_of_the_server_no_stale_connection_costs_an_error(
+    packages: dict[str, str], execute: Callable[[Connection, str], None]
+) -> None:
+    add_one = "UPDATE tallies SET count = count + 1 WHERE name = 'hits'"
+
+    def adds(connection: Connection) -> None:
+        execute(connection, add_one)
+
     with Server.start() as server:
         database = PostgresDatabase(server.url(server.create_for(packages["newer"])), package=packages["newer"])
         await database.write(put("hits"))
-        await within(asyncio.gather(*(database.write(add("hits")) for _ in range(100))))
+        await within(asyncio.gather(*(database.write(adds) for _ in range(100))))
         for end in (server.stop, server.kill):
             await asyncio.to_thread(end)
-            for ask in (database.write(add("hits")), database.read(count_of("hits"))):
+            for ask in (database.write(adds), database.read(count_of("hits"))):
                 with pytest.raises(Unavailable):
                     await within(ask)
             await asyncio.to_thread(server.restart)
-            answers = [database.write(add("hits")) for _ in range(20)]
+            answers = [database.write(adds) for _ in range(20)]
             answers += [database.read(count_of("hits")) for _ in range(20)]
             await within(asyncio.gather(*answers))
         assert await database.read(count_of("hits")) == 141

@@ -199,7 +199,7 @@ def _connected(engine: Engine) -> Iterator[Connection]:
             lost = driver is None or driver.closed or error.sqlstate in _GOING or error.sqlstate == _READ_ONLY
             if lost:
                 connection.invalidate(error)
-                engine.dispose()  # as `drop_all_when_one_is_lost` below
+                engine.dispose()  # the others too, as `drop_all_when_one_is_lost` below
             raise told(error, connection, lost=lost) from error
 
 
