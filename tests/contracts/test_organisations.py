@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from tests.histories import tampered
 from tests.ledgers import check_books, read_books
 from tests.postgres import Engine
 
+from parshall.accounting.audit import audit
 from parshall.accounting.changes import Terms
 from parshall.accounting.membership import Change
 from parshall.accounting.model import State
@@ -114,6 +116,7 @@ class World:
 
     def check(self) -> None:
         check_books(self.engine.look(PACKAGE, read_books))
+        assert self.engine.look(PACKAGE, audit).findings.kept == []
 
 
 @pytest.fixture
@@ -127,6 +130,30 @@ async def world(engine: Engine) -> AsyncIterator[World]:
     made.check()
     for replica in made.replicas:
         await replica.close()
+
+
+# ── The audit ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("column", "said"), [("day_used", "in the day"), ("month_used", "in the month"), ("total_used", "in the whole")]
+)
+async def test_an_audit_finds_what_a_member_is_said_to_have_used_and_has_not(
+    world: World, column: str, said: str
+) -> None:
+    await world.grant(world.organisation_id, 1000)
+    await world.put(ANN)
+    await world.put(BOB)
+    ended, _ = await world.reserve(tokens=10)
+    await world.settle(ended, 4)
+    world.at += DAY
+    await world.reserve(tokens=20)
+    world.check()
+    assert (await world.member()).total_used == 24
+    deed = f"UPDATE members SET {column} = {column} + 1 WHERE user_id = 'ann'"
+    (finding,) = tampered(world.engine, deed).findings.kept
+    assert (finding.rule.name, finding.account_id) == ("member_used", world.organisation_id)
+    assert "ann has used" in finding.sentence and said in finding.sentence
 
 
 # ── Who pays ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -93,7 +93,7 @@ class Member:
         self.roll(at=at)
         limits = (
             (self.limit_day, self.day_used + (held if on != self.day else 0)),
-            (self.limit_month, self.month_used + (held if _month_of(on) != self.month else 0)),
+            (self.limit_month, self.month_used + (held if month_of(on) != self.month else 0)),
             (self.limit_total, self.total_used),
         )
         # A limit may have been lowered below what is used.
@@ -121,7 +121,7 @@ class Member:
     def _add(self, amount: int, *, on: int) -> None:
         if on == self.day:
             self.day_used += amount
-        if _month_of(on) == self.month:
+        if month_of(on) == self.month:
             self.month_used += amount
         self.total_used += amount
 
@@ -148,5 +148,6 @@ def member_of_row(row: Sequence[Any]) -> Member:
     return member
 
 
-def _month_of(day: int) -> int:
+def month_of(day: int) -> int:
+    """The calendar month (as clock.calendar_month) of a day since the epoch."""
     return calendar_month(day * DAY)

@@ -243,6 +243,12 @@ BALANCE_AFTER = Rule(
     "The receipt of the stream {stream} says that {found} were available behind it; the transfers come to {expected}.",
     _KEPT,
 )
+MEMBER_USED = Rule(
+    "member_used",
+    "M5",
+    "Of this organisation {user} has used {found} in the {span}, the membership says; its streams come to {expected}.",
+    _KEPT,
+)
 UNREADABLE = Rule(
     "unreadable",
     "M5",

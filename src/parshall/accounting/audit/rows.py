@@ -50,6 +50,13 @@ _OF_ALL = {
     ),
 }
 
+_MEMBERSHIPS = (
+    "SELECT m.organisation_id, m.id, m.user_id, m.day, m.day_used, m.month, m.month_used, m.total_used, r.on_day, "
+    "r.amount FROM members m LEFT JOIN (SELECT member_id, counted_on AS on_day, CAST(sum(CASE WHEN state = 'active' "
+    "THEN reserved ELSE coalesce(charged, 0) END) AS BIGINT) AS amount FROM reservations WHERE member_id <> '' "
+    "GROUP BY member_id, counted_on) r ON r.member_id = m.id{only} ORDER BY m.organisation_id, m.id"
+)
+
 
 class Ordered:
     """Rows that begin with an account id, ascending; taken one account at a time."""
@@ -86,10 +93,19 @@ def open_rows(connection: Connection, account_id: str | None) -> dict[str, Order
 
     They are ordered by code points: as SQLite orders text, as PostgreSQL does in the collation "C", and as Python does.
     """
-    if connection.dialect.name == "postgresql":
+    if _is_postgres(connection):
         for setting in _SORTED:
             connection.exec_driver_sql(setting)
     return {name: Ordered(_read(connection, name, account_id)) for name in _OF_ALL}
+
+
+def memberships(connection: Connection, organisation_id: str | None) -> Iterator[Row]:
+    """Each membership (of all organisations or of one) with each day on which its streams count, and what they come to.
+
+    Organisation, membership, user, day, used that day, month, used that month, used in all; a day, microcredits.
+    """
+    only = "" if organisation_id is None else f" WHERE m.organisation_id = {_mark(connection)}"
+    return _rows(connection, "members", _MEMBERSHIPS.format(only=only), organisation_id)
 
 
 def prices(connection: Connection) -> dict[str, Price]:
@@ -111,22 +127,30 @@ def count_transfers(connection: Connection, account_id: str | None) -> int:
 
 def _mark(connection: Connection) -> str:
     """How a value is marked in a statement."""
-    return "%s" if connection.dialect.name == "postgresql" else "?"
+    return "%s" if _is_postgres(connection) else "?"
+
+
+def _is_postgres(connection: Connection) -> bool:
+    return connection.dialect.name == "postgresql"
 
 
 def _read(connection: Connection, name: str, account_id: str | None) -> Iterator[Row]:
-    postgres = connection.dialect.name == "postgresql"
     column = "id" if name == "accounts" else "account_id"
     query = _OF_ALL[name].format(
         account=column,
-        order=f'{column} COLLATE "C"' if postgres else column,
+        order=f'{column} COLLATE "C"' if _is_postgres(connection) else column,
         only="" if account_id is None else f" WHERE {column} = {_mark(connection)}",
     )
+    return _rows(connection, name, query, account_id)
+
+
+def _rows(connection: Connection, name: str, query: str, value: str | None) -> Iterator[Row]:
+    postgres = _is_postgres(connection)
     driver = connection.connection.driver_connection
     assert driver is not None
     cursor = driver.cursor(name=f"audit_{name}") if postgres else driver.cursor()
     try:
-        cursor.execute(query, () if account_id is None else (account_id,))
+        cursor.execute(query, () if value is None else (value,))
         yield from _pieces(cursor)
     except connection.dialect.loaded_dbapi.Error as error:
         raise Unreadable(

@@ -13,6 +13,7 @@ from parshall.accounting.audit import rows
 from parshall.accounting.audit.account import Rebuilt
 from parshall.accounting.audit.anchor import AnchorUnreadable
 from parshall.accounting.audit.findings import Findings, shown
+from parshall.accounting.audit.members import check_members
 from parshall.accounting.audit.rows import Ordered, Row, Unreadable
 from parshall.accounting.model import FLOWS, Book
 from parshall.accounting.pricing import Price
@@ -85,6 +86,7 @@ def audit(
             if rebuilt is not None and rebuilt.number:
                 anchor.add((next_id, rebuilt.number, rebuilt.head))
         report.transfers = counter.done
+        check_members(rows.memberships(connection, account_id), report.findings)
         if account_id is None:
             _check_sum(report)
             report.anchor = anchor.digest
