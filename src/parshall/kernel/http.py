@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from parshall.kernel import headers as names
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
 from parshall.kernel.telemetry import log
-from parshall.kernel.tokens import Principal, Role
+from parshall.kernel.tokens import Principal, Role, presented_token
 
 PROBLEM_JSON = "application/problem+json"
 BODY_BYTES_MAX = 1024 * 1024
@@ -89,14 +89,10 @@ async def current_principal(request: Request) -> Principal:
 
     `X-User-ID` is believed only from a service; a user may name nobody but themselves.
     """
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        token = ""
-    if not token and request.method in ("GET", "HEAD"):  # a cookie comes along uncalled: it must not change anything
-        token = request.cookies.get("accessToken", "")
+    token = presented_token(request)
     if not token:
         raise Unauthenticated
-    principal: Principal = await request.app.state.verifier.verify(token.strip())
+    principal: Principal = await request.app.state.verifier.verify(token)
     claimed = request.headers.get(names.USER_ID_HEADER)
     if claimed and not principal.is_service and claimed not in (principal.user_id, principal.username):
         raise Forbidden("X-User-ID names another user than the access token; leave the header out.")
