@@ -40,6 +40,7 @@ def deployed(provider: str) -> Iterator[Deployment]:
             "PARSHALL_OPENAI_BASE_URL": provider,
             "PARSHALL_OPENAI_MODELS": "*",
             "PARSHALL_ACCESS_TOKEN_SECONDS": "3600",
+            "PARSHALL_MAX_STREAMS_PER_USER": "1000",  # one user makes the whole load
         }
         with running(_START, environment=environment) as process:
             yield Deployment(process=process, token=asyncio.run(_user_with_credits(process.url)))

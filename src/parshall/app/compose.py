@@ -179,6 +179,8 @@ def _limits(settings: Settings) -> Limits:
         stream_seconds_max=settings.stream_timeout,
         lease_seconds=settings.lease_seconds,
         grace_seconds=settings.disconnect_grace_seconds,
+        streams_per_user_max=settings.max_streams_per_user,
+        streams_max=settings.max_streams,
     )
 
 

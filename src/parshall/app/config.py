@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     stream_retention_hours: float = Field(
         24, gt=0, description="How long the log of an ended stream is kept, in hours."
     )
+    max_streams_per_user: int = Field(100, ge=1, le=100_000, description="Most streams of one user at once.")
+    max_streams: int = Field(1000, ge=1, le=100_000, description="Most streams of this process at once.")
     drain_seconds: float = Field(
         2.5, ge=0, le=600, description="How long running answers may finish after SIGTERM, in seconds."
     )
