@@ -31,7 +31,7 @@ class Deployment:
 
 @contextlib.contextmanager
 def deployed(provider: str) -> Iterator[Deployment]:
-    """Run Parshall in front of an OpenAI-compatible `provider`, everything else as it is by default."""
+    """Run Parshall in front of an OpenAI-compatible `provider`, all else but one user's limits as it is by default."""
     with tempfile.TemporaryDirectory(prefix="parshall-bench-") as home:
         environment = {
             "PARSHALL_HOME_DIR": home,
@@ -40,6 +40,8 @@ def deployed(provider: str) -> Iterator[Deployment]:
             "PARSHALL_OPENAI_BASE_URL": provider,
             "PARSHALL_OPENAI_MODELS": "*",
             "PARSHALL_ACCESS_TOKEN_SECONDS": "3600",
+            "PARSHALL_MAX_STREAMS_PER_USER": "1000",  # one user makes the whole load
+            "PARSHALL_REQUESTS_PER_MINUTE": "1000000",
         }
         with running(_START, environment=environment) as process:
             yield Deployment(process=process, token=asyncio.run(_user_with_credits(process.url)))

@@ -44,6 +44,8 @@ class Server:
             "PARSHALL_HOME_DIR": str(self.home),
             "PARSHALL_PORT": str(self.port),
             "PARSHALL_ADMIN_PASSWORD": ADMIN_PASSWORD,
+            "PARSHALL_REQUESTS_PER_MINUTE": "0",  # tests poll faster than any caller may
+            "PARSHALL_ANONYMOUS_REQUESTS_PER_MINUTE": "0",
             **{f"PARSHALL_{name}": value for name, value in self.settings.items()},
         }
 

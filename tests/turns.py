@@ -25,7 +25,15 @@ from parshall.kernel.tokens import Principal, Role
 
 USER = UserId("u" * 32)
 ALICE = Principal(user_id=USER, username="alice", email="alice@example.org", role=Role.ENDUSER)
-LIMITS = Limits(output_tokens_max=1000, slice_tokens=50, stream_seconds_max=20, lease_seconds=5, grace_seconds=0.1)
+LIMITS = Limits(
+    output_tokens_max=1000,
+    slice_tokens=50,
+    stream_seconds_max=20,
+    lease_seconds=5,
+    grace_seconds=0.1,
+    streams_per_user_max=100,
+    streams_max=1000,
+)
 
 
 class People:

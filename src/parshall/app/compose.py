@@ -38,8 +38,12 @@ from parshall.kernel.credits import wire
 from parshall.kernel.database import Database
 from parshall.kernel.errors import NotFound, StartupError
 from parshall.kernel.http import Edge, install_errors
+from parshall.kernel.ratelimit import RateLimit
 from parshall.kernel.tokens import TokenVerifier
+from parshall.kernel.windows import LocalWindows, SharedWindows, Windows
 
+HEALTH_PATHS = ("/health", "/api/health")
+"""Never counted: who watches a deployment must not be turned down when it is busy."""
 HEALTH_SECONDS_MAX = 2.0
 
 
@@ -53,6 +57,7 @@ class System:
     chat_database: Database
     verifier: TokenVerifier
     readers: set[Reading]
+    limit: RateLimit
     settings: Settings
 
 
@@ -78,6 +83,9 @@ async def system(settings: Settings) -> AsyncIterator[System]:
         stack.push_async_callback(streaming.close, drain_seconds=0)
         await streaming.recover()
         chat = Chat(database, streaming=streaming, catalog=catalog, clock=clock.now)
+        verifier = TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now)
+        windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
+        stack.push_async_callback(windows.close)
         yield System(
             parts=parts,
             chat=chat,
@@ -85,8 +93,9 @@ async def system(settings: Settings) -> AsyncIterator[System]:
                 database, chat=chat, stream_log=stream_log, people=Users(parts.auth), clock=clock.now
             ),
             chat_database=database,
-            verifier=TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now),
+            verifier=verifier,
             readers=set(),
+            limit=_rate_limit(settings, windows, verifier),
             settings=settings,
         )
 
@@ -116,7 +125,7 @@ def application(built: System) -> ASGIApp:
     for router in (auth_router, wellknown_router, accounting_router, chat_router):
         app.include_router(router)
     _add_operations(app, built)
-    return Edge(app, allowed_origins=built.settings.allowed_origins)
+    return Edge(app, allowed_origins=built.settings.allowed_origins, limit=built.limit)
 
 
 def _add_operations(app: FastAPI, built: System) -> None:
@@ -131,8 +140,6 @@ def _add_operations(app: FastAPI, built: System) -> None:
             raise NotFound("There is no such guide; the page at / lists them.")
         return text
 
-    @app.get("/health", tags=["operations"])
-    @app.get("/api/health", tags=["operations"])
     async def health(request: Request) -> JSONResponse:
         """Whether this process can serve; 503 names what is down."""
         down = await _down(built)
@@ -143,6 +150,9 @@ def _add_operations(app: FastAPI, built: System) -> None:
             "timestamp": clock.rfc3339(clock.now()),
         }
         return JSONResponse(body | ({"down": down} if down else {}), status_code=503 if down else 200)
+
+    for path in HEALTH_PATHS:
+        app.get(path, tags=["operations"])(health)
 
     @app.get("/api/version", tags=["operations"])
     async def version() -> dict[str, str]:
@@ -187,6 +197,18 @@ def _limits(settings: Settings) -> Limits:
         stream_seconds_max=settings.stream_timeout,
         lease_seconds=settings.lease_seconds,
         grace_seconds=settings.disconnect_grace_seconds,
+        streams_per_user_max=settings.max_streams_per_user,
+        streams_max=settings.max_streams,
+    )
+
+
+def _rate_limit(settings: Settings, windows: Windows, verifier: TokenVerifier) -> RateLimit:
+    return RateLimit(
+        windows,
+        verifier=verifier,
+        per_user=settings.requests_per_minute,
+        per_address=settings.anonymous_requests_per_minute,
+        exempt=HEALTH_PATHS,
     )
 
 

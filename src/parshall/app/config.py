@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import sys
 import tomllib
 from decimal import Decimal
@@ -22,6 +23,7 @@ PASSWORD_VARIABLE = "PARSHALL_PASSWORD"  # noqa: S105 - the name that commands r
 FILE_NAME = "parshall.toml"
 SQLITE_URL = "sqlite:///"
 POSTGRES_URLS = ("postgresql://", "postgres://")
+STORE_SCHEMES = ("valkey", "valkeys", "redis", "rediss")
 WebhookEvent = Literal["balance.low", "grant.expiring", "stream.settled"]
 DATABASES = ("database_url", "auth_database_url", "accounting_database_url", "chat_database_url")
 
@@ -85,6 +87,19 @@ class Settings(BaseSettings):
     stream_retention_hours: float = Field(
         24, gt=0, description="How long the log of an ended stream is kept, in hours."
     )
+    max_streams_per_user: int = Field(100, ge=1, le=100_000, description="Most streams of one user at once.")
+    max_streams: int = Field(1000, ge=1, le=100_000, description="Most streams of this process at once.")
+    requests_per_minute: int = Field(
+        3000, ge=0, le=1_000_000, description="Most requests of one user within any 60 seconds; 0: any number."
+    )
+    anonymous_requests_per_minute: int = Field(
+        3000, ge=0, le=1_000_000, description="Most requests without a valid token from one address, likewise."
+    )
+    limits_url: str | None = Field(
+        None,
+        description="Valkey or Redis that counts requests for all replicas, as "
+        "valkey://user:password@host:port/database, or valkeys:// for TLS; by default each process counts its own.",
+    )
     drain_seconds: float = Field(
         2.5, ge=0, le=600, description="How long running answers may finish after SIGTERM, in seconds."
     )
@@ -130,6 +145,14 @@ class Settings(BaseSettings):
             raise ValueError(f"give {SQLITE_URL}path or {POSTGRES_URLS[0]}user:password@host/name")
         if value is not None and value.startswith(POSTGRES_URLS):
             _check_password_is_apart(value)
+        return value
+
+    @field_validator("limits_url")
+    @classmethod
+    def _known_store(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_password_is_apart(value)
+            _check_store(value)
         return value
 
     @field_validator("webhook_url")
@@ -229,6 +252,17 @@ def _check_password_is_apart(url: str) -> None:
         raise ValueError("percent-encode the special characters of its user and password")
     if any("password" in name.lower() for name in parse_qs(parts.query)):
         raise ValueError("give the password before the host, as user:password@host, or in a .pgpass file")
+
+
+def _check_store(url: str) -> None:
+    """Refuse what is no address of a Valkey. Raises ValueError, in words that do not repeat the URL."""
+    parts = urlsplit(url)
+    try:
+        known = parts.scheme in STORE_SCHEMES and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        known = False
+    if not known or parts.query or parts.fragment or not re.fullmatch(r"/?[0-9]{0,5}", parts.path):
+        raise ValueError("give valkey://user:password@host:port/database, or valkeys:// for TLS")
 
 
 def _option(location: tuple[int | str, ...]) -> str:

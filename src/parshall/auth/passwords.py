@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import hashlib
-import ipaddress
 import math
 import secrets
 import time
@@ -17,6 +16,7 @@ from limits.strategies import MovingWindowRateLimiter
 from pwdlib.hashers.argon2 import Argon2Hasher
 
 from parshall.auth.model import UnfitPassword, password_bytes
+from parshall.kernel.addresses import network_of
 from parshall.kernel.errors import TooManyRequests, Unavailable
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class LoginThrottle:
 
     def _counters(self, name: str, address: str) -> list[tuple[RateLimitItem, str]]:
         """Names are digested: an attacker chooses their length."""
-        network = _network(address)
+        network = network_of(address)
         digest = hashlib.sha256(f"{network} {name.lower()}".encode("utf-8", "replace")).hexdigest()
         return [(self._per_login, digest), (self._per_address, network)]
 
@@ -118,17 +118,6 @@ class LoginThrottle:
         """Drop counters that have run empty: the storage forgets what they count, and keeps their names."""
         for key in [key for key, entries in self._storage.events.items() if not entries]:
             self._storage.clear(key)
-
-
-def _network(address: str) -> str:
-    """The address, or the /64 of an IPv6 one: whoever has one such address has 2⁶⁴ of them."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return str(parsed)
-    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed.packed[:8] + bytes(8), 64)))
 
 
 def _b64(raw: bytes) -> str:

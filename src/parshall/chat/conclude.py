@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from parshall.chat.model import Ending, Stream, terminal
 from parshall.chat.ports import Lease, Ledger, LogUnavailable, StreamLog
 from parshall.chat.records import Records
 from parshall.kernel import sse
 from parshall.kernel.errors import ParshallError, Unavailable
+from parshall.kernel.ids import StreamId
 from parshall.kernel.metering import Settlement
 from parshall.kernel.telemetry import log
 
@@ -23,15 +25,19 @@ _logger = log("streams")
 class Concluder:
     """Ends streams. Each step may be the last one that runs: the next start finds it undone and goes on from there."""
 
-    def __init__(self, *, ledger: Ledger, stream_log: StreamLog, records: Records) -> None:
-        """The three places in which an end is written."""
+    def __init__(
+        self, *, ledger: Ledger, stream_log: StreamLog, records: Records, on_end: Callable[[StreamId], None]
+    ) -> None:
+        """The three places in which an end is written. `on_end` hears of it before any reader does."""
         self._ledger = ledger
         self._log = stream_log
         self._records = records
+        self._on_end = on_end
 
     async def conclude(self, stream: Stream, ending: Ending, *, text: str, lease: Lease, next_offset: int) -> Stream:
         """End, settle and close a stream that this process holds. Raises LeaseLost if it does not."""
         ended = await self._end(stream, ending, text=text, lease=lease)
+        self._on_end(stream.id)
         settled = await self.settle(ended)
         await self.close(settled, lease, next_offset=next_offset)
         return settled

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from parshall.chat.model import Outcome, Stream
 from parshall.chat.ports import LeaseLost, LogUnavailable, StreamLog
@@ -20,11 +21,14 @@ _logger = log("streams")
 class Producers:
     """Every stream that is being produced here, by id."""
 
-    def __init__(self, stream_log: StreamLog, *, clock: Clock, lease_seconds: float) -> None:
-        """Leases last `lease_seconds` and are renewed three times within that."""
+    def __init__(
+        self, stream_log: StreamLog, *, clock: Clock, lease_seconds: float, on_end: Callable[[StreamId], None]
+    ) -> None:
+        """Leases last `lease_seconds` and are renewed three times within that. `on_end` hears of every end."""
         self._log = stream_log
         self._clock = clock
         self._lease_seconds = lease_seconds
+        self._on_end = on_end
         self._producers: dict[StreamId, Producer] = {}
         self._tasks: dict[StreamId, asyncio.Task[Stream]] = {}
         self._renewal: asyncio.Task[None] | None = None
@@ -56,7 +60,8 @@ class Producers:
         if self._renewal is None:
             self._renewal = asyncio.create_task(self._renew(), name="lease-renewal")
         self._producers[stream_id] = producer
-        self._tasks[stream_id] = asyncio.create_task(self._run(producer), name=stream_id)
+        task = self._tasks[stream_id] = asyncio.create_task(self._run(producer), name=stream_id)
+        task.add_done_callback(lambda _: self._on_end(stream_id))  # also when it is cancelled before its first step
 
     async def ended(self, stream_id: StreamId) -> None:
         """Wait until a stream that is produced here has ended; a cancelled waiter leaves it alone."""

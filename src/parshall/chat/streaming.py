@@ -28,6 +28,7 @@ from parshall.chat.prompt import compose_prompt
 from parshall.chat.reader import Reader
 from parshall.chat.records import Records
 from parshall.chat.recovery import Recovery
+from parshall.chat.slots import Slots
 from parshall.chat.turn import Parts, Producer
 from parshall.kernel import sse
 from parshall.kernel.clock import INSTANT_MAX, SECOND, Clock
@@ -50,13 +51,15 @@ _logger = log("streams")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The deployment's limits on streams; times in seconds."""
+    """The deployment's limits on streams; times in seconds, `streams_…` in streams that run at once."""
 
     output_tokens_max: int
     slice_tokens: int
     stream_seconds_max: float
     lease_seconds: float
     grace_seconds: float
+    streams_per_user_max: int
+    streams_max: int
 
 
 class Streaming:
@@ -83,8 +86,11 @@ class Streaming:
         self._owner = uuid.uuid4().hex
         self._opening: dict[StreamId, asyncio.Task[None]] = {}
         self._draining = False
-        self.producers = Producers(stream_log, clock=clock, lease_seconds=limits.lease_seconds)
-        concluder = Concluder(ledger=ledger, stream_log=stream_log, records=self.records)
+        self._slots = Slots(per_user=limits.streams_per_user_max, in_all=limits.streams_max)
+        self.producers = Producers(
+            stream_log, clock=clock, lease_seconds=limits.lease_seconds, on_end=self._slots.release
+        )
+        concluder = Concluder(ledger=ledger, stream_log=stream_log, records=self.records, on_end=self._slots.release)
         self._parts = Parts(
             ledger=ledger,
             stream_log=stream_log,
@@ -114,8 +120,8 @@ class Streaming:
         """Begin the stream of a turn, or find the one that this very request began before.
 
         When it returns, the message is kept, the credits are reserved and the opening events are in the log. Raises
-        NotFound, KeyReused, StreamActive, InsufficientCredits, Unavailable and what choosing a model raises; then
-        nothing of the request is kept.
+        NotFound, KeyReused, StreamActive, TooManyStreams, InsufficientCredits, Unavailable and what choosing a model
+        raises; then nothing of the request is kept.
         """
         stream_id = proposed or new_stream_id(at=self._clock())
         fingerprint = ask.fingerprint(user_id=user_id, session_id=session_id)
@@ -130,9 +136,10 @@ class Streaming:
             return stream_id
         if self._draining:
             raise Unavailable("The server is restarting; try again shortly.", retry_after=2)
+        self._slots.take(stream_id, user_id)  # no await from here to the task: what takes a slot will release it
         opening = asyncio.create_task(self._open(ask, stream_id, user_id, session_id, fingerprint))
         self._opening[stream_id] = opening
-        opening.add_done_callback(lambda _: self._opening.pop(stream_id))
+        opening.add_done_callback(lambda _: self._end_opening(stream_id))
         await asyncio.shield(opening)  # a caller that hangs up must not leave the opening half done
         return stream_id
 
@@ -140,6 +147,12 @@ class Streaming:
         """Wait while a stream of that id is being opened, whatever comes of it."""
         while (opening := self._opening.get(stream_id)) is not None:
             await asyncio.wait({opening})
+
+    def _end_opening(self, stream_id: StreamId) -> None:
+        """An opening is over: it has left a producer, whose end releases the slot, or nothing."""
+        del self._opening[stream_id]
+        if stream_id not in self.producers:
+            self._slots.release(stream_id)
 
     async def _open(
         self, ask: Ask, stream_id: StreamId, user_id: UserId, session_id: SessionId, fingerprint: str

@@ -23,8 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parshall.kernel import headers as names
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
+from parshall.kernel.ratelimit import Pairs, RateLimit
 from parshall.kernel.telemetry import log
-from parshall.kernel.tokens import Principal, Role
+from parshall.kernel.tokens import Principal, Role, presented_token
 
 PROBLEM_JSON = "application/problem+json"
 BODY_BYTES_MAX = 1024 * 1024
@@ -89,14 +90,10 @@ async def current_principal(request: Request) -> Principal:
 
     `X-User-ID` is believed only from a service; a user may name nobody but themselves.
     """
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        token = ""
-    if not token and request.method in ("GET", "HEAD"):  # a cookie comes along uncalled: it must not change anything
-        token = request.cookies.get("accessToken", "")
+    token = presented_token(request)
     if not token:
         raise Unauthenticated
-    principal: Principal = await request.app.state.verifier.verify(token.strip())
+    principal: Principal = await request.app.state.verifier.verify(token)
     claimed = request.headers.get(names.USER_ID_HEADER)
     if claimed and not principal.is_service and claimed not in (principal.user_id, principal.username):
         raise Forbidden("X-User-ID names another user than the access token; leave the header out.")
@@ -192,12 +189,13 @@ def install_errors(app: FastAPI) -> None:
 
 
 class Edge:
-    """The outermost ASGI layer: request id, log context, CORS, body limit, and a 500 that leaks nothing."""
+    """The outermost ASGI layer: request id, log context, CORS, rate and body limit, and a 500 that leaks nothing."""
 
-    def __init__(self, app: ASGIApp, *, allowed_origins: Iterable[str] = ()) -> None:
-        """`allowed_origins` are exact origins such as `https://chat.example.org`."""
+    def __init__(self, app: ASGIApp, *, allowed_origins: Iterable[str] = (), limit: RateLimit | None = None) -> None:
+        """`allowed_origins` are exact origins such as `https://chat.example.org`; without `limit` all may call."""
         self._app = app
         self._origins = frozenset(allowed_origins)
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -216,13 +214,10 @@ class Edge:
         await self._serve(exchange, headers)
 
     async def _serve(self, exchange: "_Exchange", headers: Headers) -> None:
-        length = headers.get("content-length", "0")
-        if not _CONTENT_LENGTH.match(length) or int(length) > BODY_BYTES_MAX:
-            await exchange.refuse(413, "body_too_large", _TOO_LARGE)
-            return
         began = time.perf_counter()
         try:
-            await self._app(exchange.scope, exchange.receive, exchange.send)
+            if await self._admitted(exchange, headers):
+                await self._app(exchange.scope, exchange.receive, exchange.send)
         except _BodyTooLarge:
             await exchange.refuse(413, "body_too_large", _TOO_LARGE)
         except asyncio.CancelledError:
@@ -235,6 +230,20 @@ class Edge:
             _logger.info(
                 "request", method=scope["method"], path=scope["path"], status=exchange.status, milliseconds=milliseconds
             )
+
+    async def _admitted(self, exchange: "_Exchange", headers: Headers) -> bool:
+        """Whether the request goes on; where it does not, the refusal is sent."""
+        if self._limit is not None:
+            admission = await self._limit.admit(Request(exchange.scope))
+            exchange.limits = admission.fields
+            if (refusal := admission.refusal) is not None:
+                await exchange.refuse(refusal.status, refusal.code, refusal.detail, headers=refusal.headers)
+                return False
+        length = headers.get("content-length", "0")
+        if not _CONTENT_LENGTH.match(length) or int(length) > BODY_BYTES_MAX:
+            await exchange.refuse(413, "body_too_large", _TOO_LARGE)
+            return False
+        return True
 
     async def _preflight(self, exchange: "_Exchange") -> None:
         allowed = [
@@ -261,6 +270,7 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, cors: list[tuple[str, str]]) -> None:
         self.scope = scope
         self.cors = cors
+        self.limits: Pairs = ()
         self._receive = receive
         self._send = send
         self.status: int | None = None
@@ -284,7 +294,7 @@ class _Exchange:
         """What is missing is appended, never prepended: on a stream the id header must stay the first (H1)."""
         raw = list(headers)
         own = ((names.REQUEST_ID_HEADER, self.scope["request_id"]), ("Date", formatdate(usegmt=True)))
-        for name, value in (*self.cors, *own, *_ALWAYS):
+        for name, value in (*self.cors, *own, *_ALWAYS, *self.limits):
             key, wanted = name.encode("latin-1"), value.encode("latin-1")
             there = next((n for n, (given, _) in enumerate(raw) if given.lower() == key.lower()), None)
             if there is None:
@@ -298,9 +308,10 @@ class _Exchange:
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
         await self.send({"type": "http.response.body", "body": body})
 
-    async def refuse(self, status: int, code: str, detail: str) -> None:
+    async def refuse(self, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None) -> None:
         """Answer with a problem; after the status line only the connection's end can tell."""
         if self.status is not None:
             return
-        document = problem(Request(self.scope), status=status, code=code, title=code.replace("_", " "), detail=detail)
+        title = code.replace("_", " ")
+        document = problem(Request(self.scope), status=status, code=code, title=title, detail=detail, headers=headers)
         await document(self.scope, self._receive, self.send)

@@ -9,6 +9,7 @@ from typing import Any
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
+from starlette.requests import Request
 
 from parshall.kernel.clock import SECOND, Clock
 from parshall.kernel.errors import Forbidden, Unauthenticated
@@ -60,6 +61,15 @@ class Principal:
         """Raises Forbidden unless the caller is a service with this scope."""
         if not self.is_service or scope not in self.scopes:
             raise Forbidden(f"This needs a service token with the scope {scope}; users cannot do it.")
+
+
+def presented_token(request: Request) -> str:
+    """The access token that a request presents, as a header or as a cookie; empty without one."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    token = token.strip() if scheme.lower() == "bearer" else ""
+    if not token and request.method in ("GET", "HEAD"):  # a cookie comes along uncalled: it must not change anything
+        token = request.cookies.get("accessToken", "").strip()
+    return token
 
 
 class TokenVerifier:
