@@ -93,6 +93,7 @@ class Books:
         self.joined: dict[UserId, Member] = {}
         self.left: set[UserId] = set()
         self.opened: dict[StreamId, Reservation] = {}
+        self.repriced: dict[StreamId, Reservation] = {}
         self.changed: dict[StreamId, Reservation] = {}
         self._in_force: dict[str, PriceVersion | None] = {}
         self._prices = prices
