@@ -44,8 +44,15 @@ class Script:
     error: int | None = None
     """Reports an error inside the stream after so many chunks."""
     status: int = 200
+    busy: int = 0
+    """Refuses so many requests of the same words with 503 before it answers."""
+    after: int | None = None
+    """Asks for so many seconds of rest (Retry-After) where it refuses."""
+    big: int = 0
+    """Sends so many thousand characters more as one chunk."""
     flags: frozenset[str] = field(default=frozenset())
-    """nousage, badusage, nodone, nofinish, split (one byte a write), crlf, nasty (hard text), think, json,
+    """nousage, badusage, zerousage, nanusage, textusage, manyusage (more than the text holds), noise (bytes that are no
+    event), burst (all in one write), nodone, nofinish, split (one byte a write), crlf, nasty (hard text), think, json,
     redirect, newlimit (wants max_completion_tokens), hang (after the end), late (the end of the body)."""
 
     @staticmethod
@@ -73,7 +80,8 @@ class Script:
         """The texts of the answer, cut at `limit` tokens."""
         if "nasty" in self.flags:
             return NASTY[:limit]
-        return [f"w{index} ".ljust(self.b, ".") for index in range(min(self.n, limit))]
+        words = [f"w{index} ".ljust(self.b, ".") for index in range(min(self.n, limit))]
+        return [*words, "long " * (self.big * 200)] if self.big else words
 
     def text(self, limit: int = 1_000_000) -> str:
         """The whole answer."""
@@ -153,7 +161,9 @@ class ScriptedProvider:
 
     async def _play(self, script: Script, prompt: Prompt) -> AsyncIterator[Sequence[Delta]]:
         if script.status != 200:
-            raise _refusal(script.status)
+            raise _refusal(script.status, script.after)
+        if sum(asked.messages[-1] == prompt.messages[-1] for asked in self.prompts) <= script.busy:
+            raise _refusal(503, script.after)
         await asyncio.sleep(script.ttft / 1000)
         chunks = script.chunks(prompt.output_tokens_max)
         for index in range(len(chunks) + 1):
@@ -161,7 +171,8 @@ class ScriptedProvider:
             if index == len(chunks):
                 break
             self.sent += 1
-            yield [TextDelta(chunks[index], 1, reasoning="think" in script.flags and index == 0)]
+            tokens = len(chunks[index]) // 5 if index == script.n else 1  # of a big one, each word
+            yield [TextDelta(chunks[index], tokens, reasoning="think" in script.flags and index == 0)]
         if "nofinish" in script.flags:
             raise ProviderFailure("cut", code="provider_cut")
         usage = Usage(input_tokens=await self.count_input(prompt), output_tokens=len(chunks))
@@ -186,6 +197,12 @@ class ScriptedProvider:
         self.gate.set()
 
 
-def _refusal(status: int) -> ProviderFailure:
+def _refusal(status: int, after: int | None) -> ProviderFailure:
     busy = status == 429 or status >= 500
-    return ProviderFailure(f"{status}", code="provider_busy" if busy else "provider_refused", retryable=busy)
+    return ProviderFailure(
+        f"{status}",
+        code="provider_busy" if busy else "provider_refused",
+        retryable=busy,
+        elsewhere=busy or status == 404,
+        pause_seconds=after,
+    )

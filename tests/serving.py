@@ -196,9 +196,9 @@ def serving(home: Path, *arguments: str, **settings: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def upstream() -> Iterator[str]:
+def upstream(port: int = 0) -> Iterator[str]:
     """The base URL of a scripted OpenAI-compatible server in a process of its own."""
-    command = [sys.executable, str(ROOT / "tests" / "upstream.py")]
+    command = [sys.executable, str(ROOT / "tests" / "upstream.py"), "--port", str(port)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

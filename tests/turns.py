@@ -1,7 +1,7 @@
 """A chat service in the test's own process: real ledger, real log, real databases; only the model is scripted."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,12 @@ class Rig:
 
 @asynccontextmanager
 async def rig(
-    folder: Path, engine: Engine, *, ledger: Ledger | None = None, limits: Limits = LIMITS
+    folder: Path,
+    engine: Engine,
+    *,
+    ledger: Ledger | None = None,
+    limits: Limits = LIMITS,
+    fallbacks: Sequence[str] = (),
 ) -> AsyncIterator[Rig]:
     """Everything on the folder and the engine; the same ones again are the next start of the process."""
     accounting = Accounting(
@@ -109,7 +114,7 @@ async def rig(
     database = engine.open("parshall.chat")
     provider = ScriptedProvider()
     log = LocalStreamLog(folder / "streams.db", clock=clock.now)
-    catalog = Catalog([provider], fallback=None)
+    catalog = Catalog([provider], fallbacks=fallbacks)
     streaming = Streaming(
         database=database,
         stream_log=log,

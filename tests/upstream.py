@@ -10,6 +10,7 @@ from aiohttp import web
 
 from scripted import Script
 
+BURST_BYTES = 1_000_000
 KEY = "sk-test-0123456789abcdef"
 
 
@@ -90,8 +91,11 @@ class Upstream:
             raise web.HTTPTemporaryRedirect("/v1/elsewhere")
         if "newlimit" in script.flags and "max_tokens" in asked.body:
             return _error(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
-        if script.status != 200:
-            return _error(script.status, f"no: {asked.headers.get('Authorization')}\n\x07" + "x" * 5000)
+        same = [each for each in self.requests if _last_text(each.body) == _last_text(asked.body)]
+        status = 503 if len(same) <= script.busy else script.status
+        if status != 200:
+            words = f"no: {asked.headers.get('Authorization')}\n\x07" + "x" * 5000
+            return _error(status, words, after=script.after)
         if not asked.body.get("stream") or "json" in script.flags:
             return web.json_response(_plain(asked.body, script))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
@@ -106,6 +110,8 @@ class Upstream:
         """Send the events; False where the connection was cut."""
         limit = _limit(asked.body)
         pen = _Pen(response, script)
+        if "noise" in script.flags:
+            await pen.write(bytes(range(256)) * 16)
         await pen.event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
         chunks = script.chunks(limit)
         for index in range(len(chunks) + 1):
@@ -120,7 +126,8 @@ class Upstream:
             if index == script.error:
                 await pen.event({"error": {"message": "overloaded", "code": 503}})
             if index < len(chunks):
-                await asyncio.sleep(script.ms / 1000)
+                if script.ms or "burst" not in script.flags:
+                    await asyncio.sleep(script.ms / 1000)
                 name = "reasoning_content" if "think" in script.flags and index == 0 else "content"
                 await pen.event({"choices": [{"index": 0, "delta": {name: chunks[index]}, "finish_reason": None}]})
                 asked.sent += 1
@@ -144,6 +151,7 @@ class _Pen:
     def __init__(self, response: web.StreamResponse, script: Script) -> None:
         self._response = response
         self._flags = script.flags
+        self._held = bytearray()
 
     async def event(self, body: dict[str, Any]) -> None:
         """One chunk; `split` adds a comment and writes characters raw, so that the cuts go through them."""
@@ -155,8 +163,12 @@ class _Pen:
         """The bytes, with the line ends and the cuts of the script."""
         if "crlf" in self._flags:
             frame = frame.replace(b"\n", b"\r\n")
+        if "burst" in self._flags and len(self._held) < BURST_BYTES and not frame.endswith(b"[DONE]\n\n"):
+            self._held += frame
+            return
         if "split" not in self._flags:
-            await self._response.write(frame)
+            await self._response.write(bytes(self._held) + frame)
+            self._held.clear()
             return
         for index in range(0, len(frame), 3):
             await self._response.write(frame[index : index + 3])
@@ -175,6 +187,14 @@ def _limit(body: dict[str, Any]) -> int:
 def _usage(body: dict[str, Any], script: Script) -> dict[str, Any]:
     if "badusage" in script.flags:
         return {"prompt_tokens": -5, "completion_tokens": 10**30, "prompt_tokens_details": 3}
+    if "zerousage" in script.flags:
+        return {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    if "nanusage" in script.flags:
+        return {"prompt_tokens": float("nan"), "completion_tokens": float("inf")}
+    if "textusage" in script.flags:
+        return {"prompt_tokens": "11", "completion_tokens": "many"}
+    if "manyusage" in script.flags:
+        return {"prompt_tokens": 11, "completion_tokens": 900}
     words = sum(1 + len(str(message["content"]).split()) for message in body["messages"])
     written = len(script.chunks(_limit(body)))
     return {
@@ -192,8 +212,9 @@ def _plain(body: dict[str, Any], script: Script) -> dict[str, Any]:
     return {"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice], "usage": _usage(body, script)}
 
 
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"message": message, "type": "fake"}}, status=status)
+def _error(status: int, message: str, *, after: int | None = None) -> web.Response:
+    headers = {} if after is None else {"Retry-After": str(after)}
+    return web.json_response({"error": {"message": message, "type": "fake"}}, status=status, headers=headers)
 
 
 async def _serve(port: int) -> None:

@@ -85,6 +85,16 @@ class World:
     async def extend(self, step: int, more: int = 20) -> Slice:
         return await self.ledger.extend(stream_id=ONE, step=step, output_tokens=more)
 
+    async def reprice(self, model: str, *, read: int = 10, limit: int = 100, piece: int = 20) -> Slice:
+        return await self.ledger.reprice(
+            stream_id=ONE, model_id=model, input_tokens=read, output_tokens_max=limit, slice_tokens=piece
+        )
+
+    async def dear(self) -> None:
+        """Twice the price of the others."""
+        price = Price(input=2 * MICRO, cached_input=2 * MICRO, output=4 * MICRO, reasoning=4 * MICRO)
+        await self.accounting.prices.put("dear", price, set_by="test")
+
     async def settle(
         self, stream_id: StreamId = ONE, *, read: int = 10, written: int = 5, outcome: str = "completed"
     ) -> Settlement:
@@ -253,6 +263,87 @@ async def test_a_reservation_that_has_ended_cannot_be_extended(world: World) -> 
         await world.extend(1)
     with pytest.raises(UnknownReservation):
         await world.ledger.extend(stream_id=TWO, step=1, output_tokens=1)
+
+
+# ── Reprice ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_cheaper_model_keeps_what_is_held_and_pays_later_slices_from_it(world: World) -> None:
+    await world.grant(1000)
+    await world.accounting.prices.put(
+        "cheap", Price(input=MICRO, cached_input=MICRO, output=MICRO, reasoning=MICRO), set_by="test"
+    )
+    await world.reserve(read=10, limit=100, piece=20)
+    granted = await world.reprice("cheap", read=12, limit=90)
+    assert (granted.reserved, granted.output_tokens, granted.final) == (50, 20, False)
+    assert await world.available() == 950
+    assert (await world.extend(1, more=15)).reserved == 50, "35 tokens and the prompt cost 47"
+    assert (await world.extend(2, more=15)).reserved == 62
+    settlement = await world.settle(read=12, written=5)
+    assert (settlement.charged, settlement.returned, settlement.price_version[:5]) == (17, 45, "cheap")
+
+
+async def test_a_dearer_model_takes_what_its_first_slice_needs(world: World) -> None:
+    await world.grant(1000)
+    await world.dear()
+    await world.reserve(read=10, limit=100, piece=20)
+    granted = await world.reprice("dear", read=10, limit=100)
+    assert (granted.reserved, granted.output_tokens, await world.available()) == (100, 20, 900)
+    assert await world.reprice("dear", read=10, limit=100) == granted, "asked again it takes nothing more"
+    assert await world.available() == 900
+    settlement = await world.settle(read=10, written=5)
+    assert (settlement.reserved, settlement.charged, settlement.returned) == (100, 40, 60)
+
+
+async def test_a_dearer_model_gets_as_much_output_as_the_balance_covers(world: World) -> None:
+    await world.grant(60)
+    await world.dear()
+    await world.reserve(read=10, limit=100, piece=20)
+    granted = await world.reprice("dear", read=10, limit=100)
+    assert (granted.reserved, granted.output_tokens) == (60, 10)
+    with pytest.raises(InsufficientCredits):
+        await world.extend(1)
+
+
+async def test_a_model_of_which_no_token_is_covered_is_refused_and_changes_nothing(world: World) -> None:
+    await world.grant(50)
+    await world.dear()
+    await world.reserve(read=10, limit=100, piece=20)
+    with pytest.raises(InsufficientCredits) as refused:
+        await world.reprice("dear", read=24, limit=100)
+    assert refused.value.extra["requiredCredits"] == 0.00001, "52 in all, of which 42 are held"
+    settlement = await world.settle(read=10, written=5)
+    assert (settlement.reserved, settlement.charged, settlement.returned) == (42, 20, 22)
+
+
+async def test_the_price_of_the_new_model_is_the_one_in_force_at_the_change(world: World) -> None:
+    await world.grant(1000)
+    await world.reserve()
+    await world.dear()
+    await world.reprice("dear")
+    world.at += SECOND
+    await world.accounting.prices.put(
+        "dear", Price(input=9 * MICRO, cached_input=MICRO, output=MICRO, reasoning=MICRO), set_by="test"
+    )
+    assert (await world.settle(read=10, written=5)).charged == 40
+
+
+async def test_the_answer_to_a_reservation_is_not_repeated_for_another_model(world: World) -> None:
+    await world.grant(1000)
+    await world.reserve()
+    await world.reprice("free")
+    with pytest.raises(KeyReused):
+        await world.reserve()
+
+
+async def test_only_a_running_reservation_changes_its_model(world: World) -> None:
+    with pytest.raises(UnknownReservation):
+        await world.reprice("free")
+    await world.grant(1000)
+    await world.reserve()
+    await world.settle()
+    with pytest.raises(ReservationEnded):
+        await world.reprice("free")
 
 
 # ── Settle, void ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -414,6 +414,25 @@ async def test_each_failure_has_its_code_and_keeps_what_came_before(
     assert len(upstream.requests) == 1, "a provider may have billed what it was asked: never ask twice"
 
 
+@pytest.mark.parametrize(
+    ("words", "elsewhere", "pause"),
+    [
+        ("fake-status429-after7", True, 7),
+        ("fake-status503", True, None),
+        ("fake-status404-after7", True, None),
+        ("fake-status401", True, None),
+        ("fake-status400", False, None),
+        ("fake-die0", True, None),
+    ],
+)
+async def test_a_refusal_says_how_long_to_wait_and_whether_another_model_may_help(
+    openai: OpenAIProvider, words: str, elsewhere: bool, pause: float | None
+) -> None:
+    with pytest.raises(ProviderFailure) as failed:
+        await collect(openai, ask("fake", words))
+    assert (failed.value.elsewhere, failed.value.pause_seconds) == (elsewhere, pause)
+
+
 async def test_a_server_that_is_not_there_is_unreachable() -> None:
     provider = OpenAIProvider(base_url="http://127.0.0.1:9/v1", api_key=None, models=("m",))
     with pytest.raises(ProviderFailure) as failed:

@@ -101,6 +101,7 @@ ROWS = [
     Row("GET", "/credits/statement/{who}", "sue", members={"userId", "next"}, inside=("entries", ENTRY)),
     _service("initialize", {"sessionId": TWO, **BUDGET}, 201, SLICE, status="active", allocatedCredits=3),
     _service("extend", {"sessionId": ONE, "outputTokens": 900, "step": 1}, 200, SLICE, final=True, allocatedCredits=5),
+    _service("reprice", {"sessionId": ONE, **BUDGET, "modelId": "other"}, 200, SLICE, allocatedCredits=3),
     _service("finalize", {"sessionId": ONE, "actualTokens": 1250}, 200, {"sessionId"}, actualCredits=2, refund=1),
     _service("abort", {"sessionId": ONE, "tokensGenerated": 250}, 200, {"sessionId"}, partialCredits=2, refund=1),
     Row("GET", "/streaming-sessions/active", "ann", inside=("", SESSION)),

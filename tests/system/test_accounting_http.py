@@ -278,6 +278,19 @@ def test_a_stream_is_reserved_extended_and_finalized(site: Site) -> None:
     assert site.ask("GET", f"/streaming-sessions/{ONE}/receipt", site.ann).json() == receipt
 
 
+def test_a_stream_that_goes_on_with_another_model_is_charged_at_its_price(site: Site) -> None:
+    site.grant(100)
+    site.open()
+    price = {"modelId": "dear", "input": 2000, "output": 8000}
+    assert site.ask("PUT", "/prices", site.root, price).status_code == 200
+    body = {"modelId": "dear", "inputTokens": 1000, "maxOutputTokens": 1000, "sliceTokens": 500}
+    moved = site.stream("reprice", body)
+    assert (moved.status_code, moved.json()["allocatedCredits"], moved.json()["grantedOutputTokens"]) == (200, 6, 500)
+    assert site.stream("reprice", body).content == moved.content
+    receipt = site.stream("finalize", {"actualTokens": 1250}).json()["receipt"]
+    assert (receipt["modelId"], receipt["chargedCredits"], receipt["returnedCredits"]) == ("dear", 4, 2)
+
+
 def test_older_clients_estimate_and_finalize_with_a_total(site: Site) -> None:
     site.grant(10)
     opened = site.stream("initialize", {"modelId": "any", "estimatedTokens": 1000})
@@ -322,6 +335,7 @@ def test_aborting_charges_what_was_generated_and_nothing_where_nothing_was(site:
 def test_an_unknown_stream_is_404_and_a_malformed_one_400(site: Site) -> None:
     for path, body in (
         ("extend", {"outputTokens": 1, "step": 1}),
+        ("reprice", {"modelId": "any", "inputTokens": 1, "maxOutputTokens": 1}),
         ("finalize", {"actualTokens": 1}),
         ("abort", {}),
     ):
@@ -378,7 +392,7 @@ SUPERVISORS = (
     ("GET", "/streaming-sessions/recent"),
     ("GET", "/streaming-sessions/recent/ann"),
 )
-SERVICES = ("initialize", "extend", "finalize", "abort")
+SERVICES = ("initialize", "extend", "reprice", "finalize", "abort")
 BODY = {"userId": "ann", "email": "ann", "credits": 1, "adjustment": 1}
 
 
@@ -402,6 +416,7 @@ def test_users_whatever_their_role_cannot_settle_streams(site: Site) -> None:
     bodies: dict[str, dict[str, Any]] = {
         "initialize": {"modelId": "any", "estimatedTokens": 1},
         "extend": {"outputTokens": 1, "step": 1},
+        "reprice": {"modelId": "any", "inputTokens": 1, "maxOutputTokens": 1},
         "finalize": {"actualTokens": 0},
         "abort": {},
     }

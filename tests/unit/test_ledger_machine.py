@@ -55,10 +55,14 @@ class LedgerMachine(RuleBasedStateMachine):
             self.database, directory=Nobody(), clock=lambda: self.at, reservation_seconds=RESERVATION_SECONDS
         )
         self.opened: dict[StreamId, tuple[dict[str, Any], Slice]] = {}
+        self.repriced: dict[StreamId, Price] = {}
         self.extended: dict[tuple[StreamId, int], tuple[int, Slice]] = {}
         self.settled: dict[StreamId, tuple[dict[str, Any], Settlement]] = {}
         self.price = Price(input=MICRO, cached_input=MICRO // 2, output=3 * MICRO, reasoning=4 * MICRO)
+        dear = Price(input=2 * MICRO, cached_input=MICRO, output=9 * MICRO, reasoning=4 * MICRO)
+        self.prices = {"any": self.price, "dear": dear}
         self.run(self.ledger.prices.put("*", self.price, set_by="test"))
+        self.run(self.ledger.prices.put("dear", dear, set_by="test"))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(work)
@@ -131,12 +135,31 @@ class LedgerMachine(RuleBasedStateMachine):
             assert before.state is not State.ACTIVE
             return
         except InsufficientCredits:
-            assert self.run(self.ledger.balance(before.account_id)).available < 4
+            assert self.run(self.ledger.balance(before.account_id)).available < 9
             return
         assert granted.output_tokens <= before.output_tokens_max
         shared = before.output_tokens + min(more, SHARED_TOKENS_MIN)  # where there is little, all get some
         assert granted.final or shared <= granted.output_tokens <= before.output_tokens + more
         self.extended[stream_id, before.step + 1] = (more, granted)
+
+    @rule(stream_id=streams, model=st.sampled_from(["any", "dear"]), read=tokens, limit=st.integers(1, 60))
+    def reprice(self, stream_id: StreamId, model: str, read: int, limit: int) -> None:
+        before = self.run(self.ledger.receipt(stream_id))
+        piece = min(20, limit)
+        request = {"model_id": model, "input_tokens": read, "output_tokens_max": limit, "slice_tokens": piece}
+        try:
+            granted = self.run(self.ledger.reprice(stream_id=stream_id, **request))
+        except ReservationEnded:
+            assert before.state is not State.ACTIVE
+            return
+        except InsufficientCredits:
+            assert self.run(self.ledger.receipt(stream_id)) == before, "what is refused has changed nothing"
+            return
+        self.repriced[stream_id] = self.prices[model]
+        assert granted.reserved >= max(
+            before.reserved, self.prices[model].ceiling(input_tokens=read, output_tokens=granted.output_tokens)
+        )
+        assert self.run(self.ledger.reprice(stream_id=stream_id, **request)) == granted
 
     @rule(stream_id=streams, read=tokens, cached=tokens, written=tokens, thought=tokens)
     def settle(self, stream_id: StreamId, read: int, cached: int, written: int, thought: int) -> None:
@@ -158,9 +181,10 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         first = self.settled.setdefault(stream_id, (report, settlement))
         assert first == (report, settlement), "M3: a replay gives the first answer"
+        price = self.repriced.get(stream_id, self.price)
         assert settlement.charged <= settlement.reserved, "M7"
         assert settlement.charged + settlement.returned == settlement.reserved
-        assert settlement.charged + settlement.uncollected == self.price.cost(usage), "no use goes unseen"
+        assert settlement.charged + settlement.uncollected == price.cost(usage), "no use goes unseen"
         self.nothing_due_is_left(before.account_id)
         assert settlement.uncollected == 0 or settlement.balance_after == 0, "nothing is written off while any is left"
 
@@ -182,6 +206,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(stream_id=streams)
     def reserve_again(self, stream_id: StreamId) -> None:
         request, first = self.opened[stream_id]
+        if stream_id in self.repriced:
+            with pytest.raises(Conflict):
+                self.run(self.ledger.reserve(stream_id=stream_id, **(request | {"model_id": "neither"})))
+            return
         if self.run(self.ledger.receipt(stream_id)).state is State.ACTIVE:
             assert self.run(self.ledger.reserve(stream_id=stream_id, **request)) == first
         else:

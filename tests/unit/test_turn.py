@@ -473,7 +473,7 @@ async def test_a_turn_that_died_before_its_first_event_is_undone(
         await turns.grant(10)
         session = await turns.session()
 
-        async def die(stream: Any, prompt: Any, _choice: Any) -> None:
+        async def die(stream: Any, prompt: Any, *_: Any) -> None:
             if reserved:
                 await turns.streaming._reserve(stream, prompt)
 

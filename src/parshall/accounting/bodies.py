@@ -259,6 +259,16 @@ class ExtendBody(WireModel):
     step: SomeTokens
 
 
+class RepriceBody(WireModel):
+    """Another model for a running stream, with its prompt and limits."""
+
+    session_id: str
+    model_id: ModelId
+    input_tokens: Tokens
+    max_output_tokens: SomeTokens
+    slice_tokens: SomeTokens | None = None
+
+
 class FinalizeBody(WireModel):
     """What a stream used: the counts, or only their total."""
 

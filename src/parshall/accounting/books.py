@@ -87,6 +87,7 @@ class Books:
         self.joined: dict[UserId, Member] = {}
         self.left: set[UserId] = set()
         self.opened: dict[StreamId, Reservation] = {}
+        self.repriced: dict[StreamId, Reservation] = {}
         self.changed: dict[StreamId, Reservation] = {}
         self.in_force: dict[str, str] = {}
         self.price_version = versions

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from parshall.accounting.bodies import AbortBody, ExtendBody, FinalizeBody, InitializeBody, Who
+from parshall.accounting.bodies import AbortBody, ExtendBody, FinalizeBody, InitializeBody, RepriceBody, Who
 from parshall.accounting.edge import Ledger, OnBehalfOf, Settler
 from parshall.accounting.model import Reservation, UnknownReservation
 from parshall.accounting.service import Accounting
@@ -71,6 +71,22 @@ async def extend(
     """Reserve more output for a running stream; `final` says that this is the last slice."""
     stream_id = (await _owned(accounting, body.session_id, named)).id
     granted = await accounting.extend(stream_id=stream_id, step=body.step, output_tokens=body.output_tokens)
+    return slice_wire(stream_id, granted)
+
+
+@router.post("/reprice")
+async def reprice(
+    body: RepriceBody, accounting: Ledger, _service_token: Settler, named: OnBehalfOf = None
+) -> dict[str, Any]:
+    """Go on with another model before the first token: its price holds from here on."""
+    stream_id = (await _owned(accounting, body.session_id, named)).id
+    granted = await accounting.reprice(
+        stream_id=stream_id,
+        model_id=body.model_id,
+        input_tokens=body.input_tokens,
+        output_tokens_max=body.max_output_tokens,
+        slice_tokens=min(body.slice_tokens or body.max_output_tokens, body.max_output_tokens),
+    )
     return slice_wire(stream_id, granted)
 
 

@@ -141,7 +141,7 @@ def _first_slice(
 
 
 def _opened(opening: Opening, price: Price, budget: int, expires_at: int) -> Slice | None:
-    return _slice(
+    return fitting_slice(
         price,
         budget=budget,
         input_tokens=opening.input_tokens,
@@ -166,7 +166,7 @@ def budget(books: Books, account: HeldAccount, reservation: Reservation, *, held
     return member.drawable(account.available, at=books.at, held=held, on=reservation.counted_on)
 
 
-def _slice(
+def fitting_slice(
     price: Price,
     *,
     budget: int,
@@ -245,9 +245,11 @@ def _grown(books: Books, account: HeldAccount, reservation: Reservation, output_
         return Slice(reserved=Credits(reservation.reserved), output_tokens=held, expires_at=expires_at, final=True)
     may_take = budget(books, account, reservation, held=reservation.reserved)
     price = books.price_version(reservation.price_version).price
-    granted = _slice(
+    # A stream that went on with a cheaper model holds more than its slices cost: that is used up first.
+    unused = reservation.reserved - price.ceiling(input_tokens=reservation.input_tokens, output_tokens=held)
+    granted = fitting_slice(
         price,
-        budget=may_take,
+        budget=may_take + unused,
         input_tokens=reservation.input_tokens,
         held=held,
         asked=output_tokens,
@@ -258,4 +260,4 @@ def _grown(books: Books, account: HeldAccount, reservation: Reservation, output_
     if granted is None:
         least = price.ceiling(input_tokens=reservation.input_tokens, output_tokens=held + 1)
         raise refusal(account, required=least - reservation.reserved, available=may_take)
-    return granted
+    return msgspec.structs.replace(granted, reserved=Credits(max(granted.reserved, reservation.reserved)))

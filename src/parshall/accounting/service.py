@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
-from parshall.accounting import changes, ended, metered, queries, queries_organisations
+from parshall.accounting import changes, ended, metered, queries, queries_organisations, repriced
 from parshall.accounting.announcements import Policy
 from parshall.accounting.books import Books
 from parshall.accounting.changes import Terms
@@ -27,6 +27,7 @@ from parshall.accounting.organisation import Standing
 from parshall.accounting.organisations import Organisations
 from parshall.accounting.outbox import Outbox
 from parshall.accounting.prices import PriceList
+from parshall.accounting.repriced import Repricing
 from parshall.accounting.usage import UsageRecords
 from parshall.kernel.clock import MINUTE, Clock
 from parshall.kernel.credits import Credits
@@ -156,6 +157,29 @@ class Accounting:
             return metered.extend(books, stream_id, step=step, output_tokens=output_tokens, reservation_seconds=seconds)
 
         return await self._combiner.run(Operation(apply, stream_id=stream_id, step=step))
+
+    async def reprice(
+        self, *, stream_id: StreamId, model_id: str, input_tokens: int, output_tokens_max: int, slice_tokens: int
+    ) -> Slice:
+        """Have the price of another model hold for a stream before its first token; a dearer one takes what it needs.
+
+        Raises InsufficientCredits, ModelWithoutPrice, UnknownReservation, ReservationEnded; then nothing has changed.
+        """
+        request = Repricing(
+            stream_id=stream_id,
+            model_id=model_id,
+            input_tokens=input_tokens,
+            output_tokens_max=output_tokens_max,
+            slice_tokens=slice_tokens,
+        )
+        seconds = self._reservation_seconds
+        return await self._combiner.run(
+            Operation(
+                lambda books: repriced.reprice(books, request, reservation_seconds=seconds),
+                stream_id=stream_id,
+                model_id=model_id,
+            )
+        )
 
     async def settle(self, *, stream_id: StreamId, usage: Usage, source: UsageSource, outcome: str) -> Settlement:
         """Charge what was used and return the rest. A replay gives the first answer.

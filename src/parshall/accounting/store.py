@@ -51,6 +51,8 @@ _ENDS = (
     *("usage_source", "outcome", "charged", "uncollected", "balance_after", "transfers_from", "transfers_to"),
 )
 _CHANGED_RESERVATION = attrgetter("id", *_ENDS)
+_MODEL = ("model_id", "price_version", "input_tokens", "output_tokens_max", "slice_tokens", "slice_tokens_min")
+_REPRICED_RESERVATION = attrgetter("id", *_MODEL)
 _BALANCES = ("available", "reserved", "number", "head")
 _CHANGED_ACCOUNT = attrgetter("id", *_BALANCES)
 _MEMBER = attrgetter(*(column.name for column in members.columns))
@@ -198,6 +200,7 @@ def changes(books: Books) -> list[Statement]:
         *_TRANSFERS.insert(connection, books.transfers),
         *_RESERVATIONS.insert(connection, [_FRESH(each) for each in books.opened.values()]),
         *_RESERVATIONS.update(connection, _ENDS, [_CHANGED_RESERVATION(each) for each in books.changed.values()]),
+        *_RESERVATIONS.update(connection, _MODEL, [_REPRICED_RESERVATION(each) for each in books.repriced.values()]),
         *_SLICES.insert(connection, books.slices),
         *_MEMBERS.delete(connection, sorted(books.left)),
         *_MEMBERS.insert(connection, [_MEMBER(each) for each in books.joined.values()]),

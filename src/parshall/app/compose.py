@@ -23,6 +23,7 @@ from parshall.app.people import Users
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
 from parshall.chat.catalog import Catalog
+from parshall.chat.failover import Retries
 from parshall.chat.http import router as chat_router
 from parshall.chat.ports import Provider
 from parshall.chat.providers import counting
@@ -71,7 +72,7 @@ async def system(settings: Settings) -> AsyncIterator[System]:
         database = open_database(settings, "chat")
         stack.push_async_callback(database.close)
         stream_log = LocalStreamLog(settings.home_dir / "streams.db", clock=clock.now)
-        catalog = Catalog(await _providers(settings), fallback=_fallback(settings))
+        catalog = Catalog(await _providers(settings), fallbacks=_fallbacks(settings))
         streaming = Streaming(
             database=database,
             stream_log=stream_log,
@@ -199,6 +200,7 @@ def _limits(settings: Settings) -> Limits:
         grace_seconds=settings.disconnect_grace_seconds,
         streams_per_user_max=settings.max_streams_per_user,
         streams_max=settings.max_streams,
+        retries=Retries(times_max=settings.provider_retries, pause_seconds_max=settings.provider_retry_seconds_max),
     )
 
 
@@ -223,6 +225,8 @@ async def _providers(settings: Settings) -> list[Provider]:
                 base_url=settings.openai_base_url,
                 api_key=key.get_secret_value() if key else None,
                 models=settings.openai_models or ("*",),
+                first_token_seconds=settings.first_token_seconds,
+                idle_seconds=settings.idle_seconds,
             )
         )
     if settings.embedded_model:
@@ -232,10 +236,10 @@ async def _providers(settings: Settings) -> list[Provider]:
     return providers
 
 
-def _fallback(settings: Settings) -> str | None:
+def _fallbacks(settings: Settings) -> tuple[str, ...]:
     if settings.fallback_model is None:
-        return MODEL_ID if settings.embedded_model else None
-    return settings.fallback_model or None
+        return (MODEL_ID,) if settings.embedded_model else ()
+    return settings.fallback_model
 
 
 @contextmanager

@@ -70,9 +70,22 @@ class Settings(BaseSettings):
         (), description="Model ids to offer from that server, comma-separated; * takes any id."
     )
     embedded_model: bool = Field(True, description="Offer the embedded model (on or off).")
-    fallback_model: str | None = Field(
+    fallback_model: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None,
-        description="Model that answers for unknown ids; empty turns this off; default: the embedded model where on.",
+        description="Models that answer for unknown or failing ones, comma-separated, tried in this order; empty turns "
+        "this off; default: the embedded model where on.",
+    )
+    first_token_seconds: float = Field(
+        60, gt=0, le=3600, description="How long the server's model may take to begin its answer, in seconds."
+    )
+    idle_seconds: float = Field(
+        30, gt=0, le=3600, description="How long it may then be silent before the answer counts as failed, in seconds."
+    )
+    provider_retries: int = Field(
+        2, ge=0, le=10, description="How often a model that is away or busy is asked again before its first token."
+    )
+    provider_retry_seconds_max: float = Field(
+        10, ge=0, le=300, description="Longest pause before that, in seconds; a longer Retry-After is not waited for."
     )
     max_output_tokens: int = Field(1024, ge=1, le=1_000_000, description="Most output tokens of one answer.")
     slice_tokens: int = Field(256, ge=1, le=100_000, description="Output tokens reserved at a time.")
@@ -123,7 +136,7 @@ class Settings(BaseSettings):
         "auto", description="Log lines as JSON or text; auto takes text on a terminal."
     )
 
-    @field_validator("allowed_origins", "openai_models", "webhook_events", mode="before")
+    @field_validator("allowed_origins", "openai_models", "fallback_model", "webhook_events", mode="before")
     @classmethod
     def _comma_list(cls, value: object) -> object:
         if isinstance(value, str):

@@ -1,6 +1,6 @@
 """The models on offer, which provider answers for each, and what stands in for an unknown one."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from parshall.chat.ports import ModelCard, Provider, ProviderFailure
@@ -25,12 +25,12 @@ class Choice:
 
 
 class Catalog:
-    """Providers in order of preference, and the fallback."""
+    """Providers in order of preference, and the models that stand in for unknown or failing ones."""
 
-    def __init__(self, providers: Sequence[Provider], *, fallback: str | None) -> None:
-        """`fallback` is a model id, or None to refuse unknown ids."""
+    def __init__(self, providers: Sequence[Provider], *, fallbacks: Sequence[str]) -> None:
+        """`fallbacks` are model ids in the order in which they are tried; without one unknown ids are refused."""
         self._providers = tuple(providers)
-        self._fallback = fallback
+        self._fallbacks = tuple(fallbacks)
 
     async def cards(self) -> list[ModelCard]:
         """Every model that can be named now; a provider that cannot say has none."""
@@ -44,11 +44,17 @@ class Catalog:
         found = self._find(offers, model_id or offers[0][0].id)
         if found is not None:
             return Choice(card=found[0], provider=found[1], fallback_applied=False)
-        stand_in = self._find(offers, self._fallback) if self._fallback else None
+        stand_in = self._stand_in(offers, tried=())
         if stand_in is None:
             ids = ", ".join(card.id for card, _ in offers) or "none now"
             raise UnknownModel(f"No such model is on offer; choose one of: {ids}.")
-        return Choice(card=stand_in[0], provider=stand_in[1], fallback_applied=True)
+        return stand_in
+
+    async def stand_in(self, tried: Collection[str]) -> Choice | None:
+        """The first fallback on offer that is not among the models `tried`."""
+        if all(model_id in tried for model_id in self._fallbacks):
+            return None
+        return self._stand_in(await self._offers(), tried=tried)
 
     async def recommend(self, *, task: str | None, priority: str | None) -> tuple[ModelCard, str]:
         """A model for a task, by its capabilities, and why. `priority` is quality, speed or cost."""
@@ -77,6 +83,13 @@ class Catalog:
             except ProviderFailure:
                 continue
         return offers
+
+    def _stand_in(self, offers: Sequence[tuple[ModelCard, Provider]], *, tried: Collection[str]) -> Choice | None:
+        for model_id in self._fallbacks:
+            found = None if model_id in tried else self._find(offers, model_id)
+            if found is not None:
+                return Choice(card=found[0], provider=found[1], fallback_applied=True)
+        return None
 
     def _find(self, offers: Sequence[tuple[ModelCard, Provider]], wanted: str) -> tuple[ModelCard, Provider] | None:
         """The offer of that id, else a provider that takes ids which it does not list."""

@@ -38,6 +38,16 @@ class Ledger(Protocol):
         """
         ...
 
+    async def reprice(
+        self, *, stream_id: StreamId, model_id: str, input_tokens: int, output_tokens_max: int, slice_tokens: int
+    ) -> Slice:
+        """Go on with another model before the first token: its price holds, and its prompt and limits.
+
+        Nothing is returned before the end, and what a dearer model needs more is reserved. The slice is the first of
+        that model. Raises InsufficientCredits when that does not even cover one token; then nothing has changed.
+        """
+        ...
+
     async def settle(self, *, stream_id: StreamId, usage: Usage, source: UsageSource, outcome: str) -> Settlement:
         """Charge what was used and return the rest. A replay gives the first answer."""
         ...
@@ -109,17 +119,32 @@ class ModelCard:
 
 
 class ProviderFailure(ParshallError):
-    """The provider could not answer, or not to the end. `retryable` says whether the same prompt may work later."""
+    """The provider could not answer, or not to the end.
+
+    `retryable` says whether the same prompt may work later, `elsewhere` whether it may with another model now (as a
+    rule the same), `pause_seconds` how long the provider asked to be left alone.
+    """
 
     status = 503
     code = "provider_error"
     title = "Model provider failed"
     default = "The model provider failed; try again shortly."
 
-    def __init__(self, detail: str | None = None, /, *, code: str | None = None, retryable: bool = True) -> None:
+    def __init__(
+        self,
+        detail: str | None = None,
+        /,
+        *,
+        code: str | None = None,
+        retryable: bool = True,
+        elsewhere: bool | None = None,
+        pause_seconds: float | None = None,
+    ) -> None:
         super().__init__(detail)
         self.reason = code or type(self).code
         self.retryable = retryable
+        self.elsewhere = retryable if elsewhere is None else elsewhere
+        self.pause_seconds = pause_seconds
 
 
 class PromptTooLong(Invalid):

@@ -45,7 +45,7 @@ class Reader:
         self._offset = after
         self._gone = False
         if producer is not None:
-            producer.joined()
+            producer.audience.joined()
 
     @property
     def ended(self) -> bool:
@@ -59,7 +59,7 @@ class Reader:
     async def __anext__(self) -> bytes:
         """The next events. A log that fails ends the reading; `ended` then tells that more may come."""
         if self._producer is not None:  # what was handed out before has been sent by now
-            self._producer.delivered(self._offset)
+            self._producer.audience.delivered(self._offset)
         try:
             frames = await anext(self._tail)
         except LogUnavailable as error:
@@ -76,6 +76,6 @@ class Reader:
         """Stop reading; may be called again."""
         self._tail.close()
         if self._producer is not None and not self._gone:
-            self._producer.delivered(self._offset)
-            self._producer.left()
+            self._producer.audience.delivered(self._offset)
+            self._producer.audience.left()
         self._gone = True

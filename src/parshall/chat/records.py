@@ -48,6 +48,11 @@ class Records:
         """Fence earlier producers; False when it has already ended."""
         return await self._database.write(lambda c: store.claim_stream(c, stream_id, epoch=epoch))
 
+    async def move(self, stream: Stream, *, epoch: int) -> None:
+        """Keep the model that answers from now on. Raises LeaseLost if another producer holds the stream."""
+        if not await self._database.write(lambda c: store.move_stream(c, stream, epoch=epoch)):
+            raise LeaseLost
+
     async def end(self, stream: Stream, ending: Ending, *, text: str, epoch: int) -> Stream:
         """Keep the answer and how it ended, in one transaction. Raises LeaseLost if another producer was faster."""
 

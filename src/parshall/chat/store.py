@@ -261,6 +261,14 @@ def claim_stream(connection: Connection, stream_id: StreamId, *, epoch: int) -> 
     return connection.execute(statement.values(epoch=epoch)).rowcount == 1
 
 
+def move_stream(connection: Connection, stream: Stream, *, epoch: int) -> bool:
+    """Record the model that took an open stream over, and its prompt; False if it has ended or another holds it."""
+    held = (streams.c.id == stream.id, streams.c.ended_at.is_(None), streams.c.epoch == epoch)
+    names = ("model_id", "fallback_applied", "input_tokens")
+    moved = update(streams).where(*held).values({name: getattr(stream, name) for name in names})
+    return connection.execute(moved).rowcount == 1
+
+
 def end_stream(connection: Connection, stream_id: StreamId, ending: Ending, *, epoch: int) -> bool:
     """Record how a stream ended; False if it already has, or another producer holds it (S5)."""
     values = {"stream": stream_id, "producer_epoch": epoch, "at": ending.ended_at, "end": _dump(ending)}

@@ -8,8 +8,10 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from parshall.chat import store
-from parshall.chat.catalog import Catalog, Choice
+from parshall.chat.catalog import Catalog
 from parshall.chat.conclude import Concluder
+from parshall.chat.failover import Attempt, Conversation, Failover, Retries
+from parshall.chat.frames import model_frame
 from parshall.chat.meter import Meter
 from parshall.chat.model import (
     DEFAULT_TITLE,
@@ -22,9 +24,8 @@ from parshall.chat.model import (
     StreamForgotten,
     title_from,
 )
-from parshall.chat.ports import Lease, Ledger, Prompt, StreamLog
+from parshall.chat.ports import Lease, Ledger, Prompt, Provider, StreamLog
 from parshall.chat.producers import Producers
-from parshall.chat.prompt import compose_prompt
 from parshall.chat.reader import Reader
 from parshall.chat.records import Records
 from parshall.chat.recovery import Recovery
@@ -43,6 +44,7 @@ from parshall.kernel.tokens import Principal, Role
 SILENCE_SECONDS = 15.0
 """After this long without an event a reader is sent a comment, so that no proxy cuts the connection."""
 RESERVE_SECONDS_MAX = 5.0
+RETRIES = Retries()
 OPENING_SECONDS_MAX = 30.0
 """No opening takes longer from its record to its first event; one that seems to is dead."""
 
@@ -60,6 +62,7 @@ class Limits:
     grace_seconds: float
     streams_per_user_max: int
     streams_max: int
+    retries: Retries = RETRIES
 
 
 class Streaming:
@@ -95,6 +98,14 @@ class Streaming:
             ledger=ledger,
             stream_log=stream_log,
             concluder=concluder,
+            failover=Failover(
+                catalog=catalog,
+                ledger=ledger,
+                stream_log=stream_log,
+                records=self.records,
+                slice_tokens=limits.slice_tokens,
+            ),
+            retries=limits.retries,
             clock=clock,
             slice_tokens=limits.slice_tokens,
             stream_seconds_max=limits.stream_seconds_max,
@@ -159,9 +170,8 @@ class Streaming:
     ) -> None:
         session, history = await self._conversation(session_id, user_id)
         choice = await self._catalog.choose(ask.model_id or session.model_id)
-        prompt, input_tokens = await compose_prompt(
-            choice, history, ask, output_tokens_max=self._limits.output_tokens_max
-        )
+        conversation = Conversation(history=history, ask=ask, output_tokens_max=self._limits.output_tokens_max)
+        prompt, input_tokens = await conversation.prompt(choice)
         stream = Stream(
             id=stream_id,
             session_id=session_id,
@@ -176,7 +186,7 @@ class Streaming:
             created_at=self._clock(),
         )
         await self._record(stream, session, ask)
-        await self._begin(stream, prompt, choice)
+        await self._begin(stream, prompt, choice.provider, conversation)
 
     async def _conversation(self, session_id: SessionId, user_id: UserId) -> tuple[ChatSession, list[Message]]:
         def work(connection: Connection) -> tuple[ChatSession, list[Message]]:
@@ -212,7 +222,7 @@ class Streaming:
         except IntegrityError as error:
             raise StreamActive from error
 
-    async def _begin(self, stream: Stream, prompt: Prompt, choice: Choice) -> None:
+    async def _begin(self, stream: Stream, prompt: Prompt, provider: Provider, conversation: Conversation) -> None:
         """Reserve, log the opening events, and start the producer; undo the record if any of it fails."""
         try:
             granted = await self._reserve(stream, prompt)
@@ -223,9 +233,8 @@ class Streaming:
             await self.records.forget(stream.id)
             raise
         meter = Meter(granted, output_tokens_max=prompt.output_tokens_max)
-        self.producers.start(
-            Producer(stream, prompt, provider=choice.provider, meter=meter, lease=lease, parts=self._parts)
-        )
+        first = Attempt(stream=stream, provider=provider, prompt=prompt, meter=meter)
+        self.producers.start(Producer(first, conversation, lease=lease, parts=self._parts))
 
     async def _reserve(self, stream: Stream, prompt: Prompt) -> Slice:
         try:
@@ -254,9 +263,8 @@ class Streaming:
             "reservedCredits": wire(granted.reserved),
             "resumed": False,
         }
-        model = {"model": stream.model_id, "fallbackApplied": stream.fallback_applied}
-        frames = [sse.frame(1, "session", session, retry=True), sse.frame(2, "model", model)]
-        await self._log.append(lease, frames, first_offset=1)
+        model = model_frame(stream.model_id, 2, fallback_applied=stream.fallback_applied)
+        await self._log.append(lease, [sse.frame(1, "session", session, retry=True), model], first_offset=1)
         return lease
 
     async def _void(self, stream_id: StreamId) -> None:

@@ -1,12 +1,17 @@
 """The producer of one stream: reads the provider, meters every token, logs it, and ends the stream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import random
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TypeVar
 
+from parshall.chat.audience import Audience
+from parshall.chat.charge import Counted, charged
 from parshall.chat.conclude import Concluder
-from parshall.chat.meter import Meter
+from parshall.chat.failover import Attempt, Conversation, Failover, Retries
+from parshall.chat.frames import beginning, joined, text_frame
 from parshall.chat.model import Ending, Outcome, Stream
 from parshall.chat.ports import (
     Delta,
@@ -15,23 +20,22 @@ from parshall.chat.ports import (
     LeaseLost,
     Ledger,
     LogUnavailable,
-    Prompt,
-    Provider,
     ProviderFailure,
     StreamLog,
     TextDelta,
     UsageReport,
 )
-from parshall.kernel import sse
 from parshall.kernel.clock import Clock
 from parshall.kernel.errors import InsufficientCredits, ParshallError
-from parshall.kernel.metering import Usage, UsageSource
+from parshall.kernel.metering import Usage
 from parshall.kernel.telemetry import log
 
 EXTEND_SECONDS_MAX = 5.0
 EXTEND_RETRY_SECONDS = 0.2
 OPENING_EVENTS = 2
 """`session` and `model` come before the first chunk."""
+
+T = TypeVar("T")
 
 _logger = log("streams")
 
@@ -43,6 +47,8 @@ class Parts:
     ledger: Ledger
     stream_log: StreamLog
     concluder: Concluder
+    failover: Failover
+    retries: Retries
     clock: Clock
     slice_tokens: int
     stream_seconds_max: float
@@ -52,42 +58,48 @@ class Parts:
 class Producer:
     """Owns one stream from its first event to its last; readers come and go without touching it."""
 
-    def __init__(
-        self, stream: Stream, prompt: Prompt, *, provider: Provider, meter: Meter, lease: Lease, parts: Parts
-    ) -> None:
+    def __init__(self, first: Attempt, conversation: Conversation, *, lease: Lease, parts: Parts) -> None:
         """Nothing runs before `run`; the opening events are already in the log."""
-        self.stream = stream
         self.lease = lease
-        self._prompt = prompt
-        self._provider = provider
-        self._meter = meter
+        self._attempt = first
+        self._meter = first.meter
+        self._conversation = conversation
+        self._tried = {first.stream.model_id}
         self._parts = parts
+        self._opening = OPENING_EVENTS
         self._next_offset = OPENING_EVENTS + 1
         self._texts: list[str] = []
         self._totals: list[int] = []
-        self._delivered_offset = 0
         self._gathered: list[TextDelta] = []
         self._reasoning_tokens = 0
+        self._text_bytes = 0
         self._reported: Usage | None = None
         self._finish_reason = "stop"
         self._stopped: Outcome | None = None
         self._failure: ProviderFailure | None = None
         self._extension: asyncio.Task[None] | None = None
-        self._readers = 0
-        self._grace: asyncio.TimerHandle | None = None
+        needs_reader = first.stream.on_disconnect == "stop"
+        self.audience = Audience(
+            lambda: self.stop(Outcome.ABANDONED), grace_seconds=parts.grace_seconds if needs_reader else None
+        )
         self._task: asyncio.Task[object] | None = None
         self._waiting = False
+
+    @property
+    def stream(self) -> Stream:
+        """The stream as its record has it: of the model that answers now."""
+        return self._attempt.stream
 
     async def run(self) -> Stream:
         """Produce the stream to its end and return it settled (or pending). Raises LeaseLost when fenced."""
         self._task = asyncio.current_task()
         timer = asyncio.get_running_loop().call_later(self._parts.stream_seconds_max, self.stop, Outcome.TIMEOUT)
-        self._watch_readers()
+        self.audience.watch()
         try:
             outcome = await self._generate()
         finally:
             timer.cancel()
-            self._forget_grace()
+            self.audience.close()
             if self._extension is not None:
                 self._extension.cancel()
                 await asyncio.gather(self._extension, return_exceptions=True)
@@ -107,38 +119,11 @@ class Producer:
         if self._waiting and self._task is not None:
             self._task.cancel()
 
-    # ── Readers ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def joined(self) -> None:
-        """A reader has come."""
-        self._readers += 1
-        self._forget_grace()
-
-    def left(self) -> None:
-        """A reader has gone; the last one may take the stream with it, after the grace period."""
-        self._readers -= 1
-        self._watch_readers()
-
-    def delivered(self, offset: int) -> None:
-        """A reader was sent everything up to this offset."""
-        self._delivered_offset = max(self._delivered_offset, offset)
-
-    def _watch_readers(self) -> None:
-        if self._readers == 0 and self.stream.on_disconnect == "stop" and self._grace is None:
-            loop = asyncio.get_running_loop()
-            self._grace = loop.call_later(self._parts.grace_seconds, self.stop, Outcome.ABANDONED)
-
-    def _forget_grace(self) -> None:
-        if self._grace is not None:
-            self._grace.cancel()
-            self._grace = None
-
     # ── Generation ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _generate(self) -> Outcome:
         try:
-            async with aclosing(self._provider.stream(self._prompt)) as deltas:
-                return await self._follow(deltas)
+            return await self._answer()
         except ProviderFailure as failure:
             if self._stopped is not None:
                 return self._stopped
@@ -160,14 +145,51 @@ class Producer:
             self._failure = ProviderFailure(code="provider_crashed", retryable=not isinstance(error, ValueError))
             return Outcome.PROVIDER_ERROR
 
+    async def _answer(self) -> Outcome:
+        """Follow the first attempt that gives a token. Raises the ProviderFailure behind which there is none left."""
+        asked = 0
+        while True:
+            asked += 1
+            try:
+                async with aclosing(self._attempt.provider.stream(self._attempt.prompt)) as deltas:
+                    return await self._follow(deltas)
+            except ProviderFailure as failure:
+                if self._totals or self._stopped is not None:
+                    raise
+                self._reported, self._finish_reason = None, "stop"
+                pause = self._parts.retries.pause(failure, asked=asked, chance=random.random())  # noqa: S311 - spreads load
+                _logger.warning("attempt_failed", stream=self.stream.id, reason=failure.reason, again_in_seconds=pause)
+                if pause is not None:
+                    await self._wait_for(asyncio.sleep(pause))
+                elif failure.elsewhere and await self._fail_over():
+                    asked = 0
+                else:
+                    raise
+
+    async def _fail_over(self) -> bool:
+        """Have another model answer; False where none can."""
+        attempt = await self._parts.failover.next(
+            self.stream, self._conversation, tried=self._tried, lease=self.lease, offset=self._next_offset
+        )
+        if attempt is None:
+            return False
+        self._attempt, self._meter = attempt, attempt.meter
+        self._next_offset += 1
+        self._opening += 1
+        return True
+
+    async def _wait_for(self, awaited: Awaitable[T]) -> T:
+        """Wait for the world; `stop` ends the waiting."""
+        self._waiting = True
+        try:
+            return await awaited
+        finally:
+            self._waiting = False
+
     async def _follow(self, deltas: AsyncIterator[Sequence[Delta]]) -> Outcome:
         """Log batch after batch until the provider ends, the credits do, or somebody stops it."""
         while self._stopped is None:
-            self._waiting = True
-            try:
-                batch = await anext(deltas, None)
-            finally:
-                self._waiting = False
+            batch = await self._wait_for(anext(deltas, None))
             if batch is None:
                 return Outcome.COMPLETED
             cut = await self._take(batch)
@@ -181,6 +203,7 @@ class Producer:
             match delta:
                 case TextDelta():
                     if not self._meter.fits(delta.tokens) and not await self._afford(delta.tokens):
+                        self._take_beginning(delta)
                         await self._log_gathered()
                         return self._cut()
                     self._meter.count(delta.tokens)
@@ -193,6 +216,13 @@ class Producer:
         if self._meter.runs_low and self._extension is None:
             self._extension = asyncio.create_task(self._extend())
         return None
+
+    def _take_beginning(self, delta: TextDelta) -> None:
+        """Of a delta that is not paid for whole, take what is: a provider may send an answer in one piece."""
+        left = self._meter.granted - self._meter.used
+        if left and self._stopped is None and (part := beginning(delta, left)).text:
+            self._meter.count(left)
+            self._gathered.append(part)
 
     def _cut(self) -> Outcome:
         if self._stopped is not None:
@@ -208,14 +238,14 @@ class Producer:
         """Append what was gathered as events: neighbours of one kind become one event."""
         if not self._gathered:
             return
-        events = _merged(self._gathered)
+        events = joined(self._gathered)
         self._gathered.clear()
         total = self._meter.used - sum(event.tokens for event in events)
         before = total
         frames: list[bytes] = []
         for event in events:
             total += event.tokens
-            frames.append(_frame(event, self._next_offset + len(frames), total))
+            frames.append(text_frame(event, self._next_offset + len(frames), total))
         try:
             await self._parts.stream_log.append(self.lease, frames, first_offset=self._next_offset)
         except LogUnavailable:
@@ -229,6 +259,7 @@ class Producer:
         for event in events:
             total += event.tokens
             self._totals.append(total)
+            self._text_bytes += len(event.text.encode("utf-8", "surrogatepass"))
             if event.reasoning:
                 self._reasoning_tokens += event.tokens
             else:
@@ -241,16 +272,18 @@ class Producer:
         await self._log_gathered()
         while not self._meter.fits(tokens) and not self._meter.final and self._stopped is None:
             if self._extension is None:
-                self._extension = asyncio.create_task(self._extend())
+                missing = self._meter.used + tokens - self._meter.granted
+                self._extension = asyncio.create_task(self._extend(missing))
             await self._extension
         return self._meter.fits(tokens)
 
-    async def _extend(self) -> None:
-        """Reserve the next slice (RFC 8506's update interrogation), repeating the same step until answered."""
+    async def _extend(self, missing: int = 0) -> None:
+        """Reserve the next slice (RFC 8506's update interrogation), or `missing` tokens where those are more."""
         step = self._meter.step = self._meter.step + 1
+        output_tokens = max(self._parts.slice_tokens, missing)
         try:
             async with asyncio.timeout(EXTEND_SECONDS_MAX):
-                await self._extend_by(step)
+                await self._extend_by(step, output_tokens)
         except InsufficientCredits:
             self._meter.refuse()
         except (TimeoutError, ParshallError) as error:
@@ -263,11 +296,12 @@ class Producer:
         finally:
             self._extension = None
 
-    async def _extend_by(self, step: int) -> None:
+    async def _extend_by(self, step: int, output_tokens: int) -> None:
+        """Repeat one step until it is answered."""
         while True:
             try:
                 granted = await self._parts.ledger.extend(
-                    stream_id=self.stream.id, step=step, output_tokens=self._parts.slice_tokens
+                    stream_id=self.stream.id, step=step, output_tokens=output_tokens
                 )
             except ParshallError as error:
                 if error.status != 503:
@@ -280,7 +314,7 @@ class Producer:
     # ── Ending ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _ending(self, outcome: Outcome) -> Ending:
-        usage, source = self._usage(outcome)
+        usage, source = charged(outcome, self._reported, self._counted())
         failure = self._failure if outcome is Outcome.PROVIDER_ERROR else None
         return Ending(
             outcome=outcome,
@@ -294,48 +328,15 @@ class Producer:
             retryable=outcome.is_failure and (failure is None or failure.retryable),
         )
 
-    def _usage(self, outcome: Outcome) -> tuple[Usage, UsageSource]:
-        """The provider's word for a whole answer if it can be true, else our own count.
-
-        A failure without a single token of output costs nothing; a stop by the user pays for the prompt.
-        """
-        if outcome is Outcome.COMPLETED and self._reported is not None and self._believable(self._reported):
-            return self._reported, UsageSource.PROVIDER
-        if outcome.is_failure and self._meter.used == 0:
-            return Usage(), UsageSource.COUNTED
-        return Usage(
+    def _counted(self) -> Counted:
+        return Counted(
             input_tokens=self.stream.input_tokens,
             output_tokens=self._meter.used,
             reasoning_tokens=self._reasoning_tokens,
-        ), UsageSource.COUNTED
-
-    def _believable(self, usage: Usage) -> bool:
-        """Whether a provider's numbers can belong to this turn: at most twice what was asked for, and not nothing."""
-        output_max = 2 * max(self._prompt.output_tokens_max, self._meter.used)
-        input_max = 2 * self.stream.input_tokens + 1024
-        silent = usage.output_tokens == 0 and self._meter.used > 0
-        return not silent and usage.output_tokens <= output_max and usage.input_tokens <= input_max
+            text_bytes=self._text_bytes,
+            output_tokens_max=self._attempt.prompt.output_tokens_max,
+        )
 
     def _delivered_tokens(self) -> int:
-        index = min(self._delivered_offset - OPENING_EVENTS, len(self._totals))
+        index = min(self.audience.offset - self._opening, len(self._totals))
         return self._totals[index - 1] if index > 0 else 0
-
-
-def _frame(delta: TextDelta, offset: int, total: int) -> bytes:
-    name = "reasoning" if delta.reasoning else "chunk"
-    return sse.frame(offset, name, {"text": delta.text, "tokens": delta.tokens, "totalTokens": total})
-
-
-def _merged(deltas: Sequence[TextDelta]) -> list[TextDelta]:
-    """Neighbours of one kind as one delta: what arrived in one read is one event."""
-    if len(deltas) == 1:
-        return [deltas[0]]
-    merged: list[TextDelta] = []
-    start = 0
-    for index in range(1, len(deltas) + 1):
-        if index == len(deltas) or deltas[index].reasoning != deltas[start].reasoning:
-            run = deltas[start:index]
-            text, tokens = "".join(delta.text for delta in run), sum(delta.tokens for delta in run)
-            merged.append(TextDelta(text, tokens, deltas[start].reasoning))
-            start = index
-    return merged

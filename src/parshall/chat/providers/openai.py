@@ -1,7 +1,6 @@
 """The Provider port over HTTP: any server that speaks OpenAI's chat completions."""
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, TypeGuard
@@ -12,7 +11,8 @@ import yarl
 
 from parshall.chat.ports import Delta, ModelCard, Prompt, ProviderFailure
 from parshall.chat.providers.counting import clean, count_prompt
-from parshall.chat.providers.openai_stream import TEXT_SHOWN_MAX, Answer, garbage
+from parshall.chat.providers.openai_stream import Answer, garbage
+from parshall.chat.providers.refusal import refusal
 from parshall.kernel.errors import StartupError
 
 ANY_MODEL = "*"
@@ -33,7 +33,6 @@ ERROR_BYTES_MAX = 4096
 
 _LOST = (aiohttp.ClientError, OSError, RuntimeError)
 """What a broken connection raises: TimeoutError is an OSError, and aiohttp reads a closed one with a RuntimeError."""
-_SECRET = re.compile(r"\b(?:sk|pk|gsk|xai|key|Bearer)[-_ ][\w*.-]+", re.IGNORECASE)
 
 
 class OpenAIProvider:
@@ -148,7 +147,7 @@ class OpenAIProvider:
         if self._limit_name_is_old(prompt, response.status, body):
             self._new_limit_name.add(prompt.model_id)
             return await self._ask(prompt, deadline)
-        raise self._refusal(response.status, body)
+        raise refusal(response.status, body, retry_after=response.headers.get("Retry-After"), key=self._key)
 
     async def _post(self, prompt: Prompt, deadline: float) -> aiohttp.ClientResponse:
         session = self._session()
@@ -206,36 +205,6 @@ class OpenAIProvider:
                 code="provider_cut",
             )
         return ProviderFailure("The model provider cannot be reached; try again shortly.", code="provider_unreachable")
-
-    def _refusal(self, status: int, body: bytes) -> ProviderFailure:
-        if status in (408, 425, 429) or status >= 500:
-            return ProviderFailure(
-                f"The model provider is overloaded or out of order (HTTP {status}); try again shortly.",
-                code="provider_busy",
-            )
-        if status in (401, 403):
-            words = "it does not accept our key; ask the operator to check OPENAI_API_KEY"
-        elif status < 400:
-            words = "it answered with a redirect; ask the operator to correct OPENAI_BASE_URL"
-        else:
-            words = self._safe_words(body) or "it gave no reason; choose another model"
-        return ProviderFailure(
-            f"The model provider refused the request (HTTP {status}): {words}", code="provider_refused", retryable=False
-        )
-
-    def _safe_words(self, body: bytes) -> str:
-        """The message of an error body: one line of TEXT_SHOWN_MAX characters at most, without anything like a key."""
-        try:
-            error = msgspec.json.decode(body)["error"]
-            words = error["message"] if isinstance(error, dict) else error
-        except (ValueError, KeyError, TypeError):
-            return ""
-        if not isinstance(words, str):
-            return ""
-        if self._key:
-            words = words.replace(self._key, "[redacted]")
-        words = _SECRET.sub("[redacted]", words)
-        return " ".join("".join(c if c.isprintable() else " " for c in words).split())[:TEXT_SHOWN_MAX]
 
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
