@@ -31,6 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "EMBEDDED_MODEL": "off",
         "OPENAI_MODELS": "fake,*",
         "MAX_OUTPUT_TOKENS": "100000",
+        "DISCONNECT_GRACE_SECONDS": "0.3",
         "READER_STALL_SECONDS": str(STALL_SECONDS),
         "READER_BUFFER_BYTES": str(BUFFER_BYTES),
     }
@@ -47,12 +48,12 @@ def caller(server: Server, request: pytest.FixtureRequest) -> Iterator[Caller]:
     made.close()
 
 
-def asleep(server: Server, caller: Caller, path: str, *, method: str = "GET") -> socket.socket:
+def asleep(server: Server, caller: Caller, path: str) -> socket.socket:
     """A client that has sent its request and reads nothing."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(("127.0.0.1", server.port))
-    lines = (f"{method} {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {caller.token}", "", "")
+    lines = (f"GET {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {caller.token}", "", "")
     connection.sendall("\r\n".join(lines).encode())
     return connection
 
@@ -178,6 +179,18 @@ def test_whatever_of_an_answer_is_left_unread_its_connection_does_not_stay(serve
 def connections_of(server: Server) -> int:
     assert server.process is not None
     return sum(each.status != "LISTEN" for each in psutil.Process(server.process.pid).net_connections("tcp4"))
+
+
+def test_a_reader_that_is_cut_no_longer_keeps_a_stream_alive(server: Server, caller: Caller) -> None:
+    body = {"message": "fake-n1600-b400-ms15", "onDisconnect": "stop"}  # some 24 seconds
+    with caller.streaming("POST", f"/api/chat/sessions/{caller.session()}/stream", body) as (response, events):
+        next(events)
+        stream = response.headers["X-Streaming-Session-Id"]
+        sleeper = asleep(server, caller, f"/api/chat/streams/{stream}")
+        time.sleep(0.2)  # it has joined before the first one leaves
+    with sleeper:
+        receipt = caller.ended(stream)["receipt"]
+    assert receipt["outcome"] == "abandoned"
 
 
 def test_an_idle_connection_and_a_quiet_stream_are_left_alone(server: Server, caller: Caller) -> None:
