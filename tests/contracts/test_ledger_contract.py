@@ -295,6 +295,14 @@ async def test_a_dearer_model_takes_what_its_first_slice_needs(world: World) -> 
     assert (settlement.reserved, settlement.charged, settlement.returned) == (100, 40, 60)
 
 
+async def test_a_repeated_change_of_model_renews_nothing(world: World) -> None:
+    await world.grant(1000)
+    await world.reserve()
+    first = await world.reprice("free")
+    world.at += SECOND
+    assert await world.reprice("free") == first
+
+
 async def test_a_dearer_model_gets_as_much_output_as_the_balance_covers(world: World) -> None:
     await world.grant(60)
     await world.dear()

@@ -276,6 +276,20 @@ async def test_a_stream_that_grows_beyond_midnight_is_held_to_the_limit_of_the_n
     assert await world.drawable() == 9
 
 
+async def test_another_model_for_a_members_stream_is_held_to_the_limits_too(world: World) -> None:
+    await world.grant(world.organisation_id, 100)
+    await world.put(ANN, day=25)
+    stream, first = await world.reserve(tokens=10, limit=40)
+    longer = {"model_id": "any", "output_tokens_max": 40, "slice_tokens": 10}
+    with pytest.raises(InsufficientCredits):
+        await world.accounting.reprice(stream_id=stream, input_tokens=25, **longer)
+    assert (await world.member()).day_used == first.reserved == 10
+    granted = await world.accounting.reprice(stream_id=stream, input_tokens=20, **longer)
+    assert (granted.reserved, granted.output_tokens) == (25, 5)
+    assert ((await world.member()).day_used, await world.drawable()) == (25, 0)
+    assert (await world.settle(stream, 2)).charged == (await world.member()).day_used
+
+
 async def test_a_limit_lowered_under_a_stream_ends_it_at_what_it_holds(world: World) -> None:
     await world.grant(world.organisation_id, 100)
     await world.put(ANN, total=50)

@@ -22,6 +22,27 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        breaks="a stream goes on with a dearer model without holding what that needs",
+        file="accounting/repriced.py",
+        text="    if granted.reserved > held:\n",
+        becomes="    if False:\n",
+        test="test_a_dearer_model_takes_what_its_first_slice_needs",
+    ),
+    Mutant(
+        breaks="a stream is charged at the price of a model that did not answer",
+        file="accounting/repriced.py",
+        text="= request.model_id, version.version\n",
+        becomes="= request.model_id, reservation.price_version\n",
+        test="test_the_price_of_the_new_model_is_the_one_in_force_at_the_change",
+    ),
+    Mutant(
+        breaks="asked again for the same model, a stream holds more",
+        file="accounting/repriced.py",
+        text="    if not request.holds(reservation):\n",
+        becomes="    if True:\n",
+        test="test_a_repeated_change_of_model_renews_nothing",
+    ),
+    Mutant(
         breaks="a grant is made twice when its request is repeated",
         file="accounting/once.py",
         text="        if once is None:\n",

@@ -17,7 +17,7 @@ from parshall.kernel.ids import StreamId, UserId
 from parshall.kernel.metering import Usage, UsageSource
 
 ROOT = UserId("root")
-STREAM_KINDS = ("reserve", "reserve_whole", "extend", "settle", "void")
+STREAM_KINDS = ("reserve", "reserve_whole", "extend", "reprice", "settle", "void")
 RESERVES = ("reserve", "reserve_whole")
 
 
@@ -67,6 +67,8 @@ async def perform(ledger: Accounting, request: Request) -> Any:
             return await ledger.reserve_whole(stream_id=stream_id, **arguments)
         case "extend":
             return await ledger.extend(stream_id=stream_id, **arguments)
+        case "reprice":
+            return await ledger.reprice(stream_id=stream_id, **arguments)
         case "settle":
             usage, source = Usage(**arguments["usage"]), UsageSource(arguments["source"])
             return await ledger.settle(stream_id=stream_id, usage=usage, source=source, outcome=arguments["outcome"])

@@ -91,6 +91,12 @@ def extending(n: int) -> Request:
     return Request(kind="extend", id=stream(n), arguments={"step": 1, "output_tokens": 20})
 
 
+def repricing(n: int) -> Request:
+    """Dearer, for its prompt is longer: it takes from both grants."""
+    tokens = {"input_tokens": 90, "output_tokens_max": 80, "slice_tokens": 20}
+    return Request(kind="reprice", id=stream(n), arguments={"model_id": "any"} | tokens)
+
+
 def pricing(n: int) -> Request:
     return Request(kind="price", id=f"price-{n}", arguments=PRICE | {"model_id": f"model-{n}"})
 
@@ -131,6 +137,7 @@ USE_CASES = {
     "reserve": UseCase(granted, reserving),
     "reserve_whole": UseCase(granted, whole),
     "extend": UseCase(reserved, extending),
+    "reprice": UseCase(reserved, repricing),
     "settle": UseCase(reserved, settling),
     "settle_beyond": UseCase(reserved, lambda n: settling(n, USAGE | {"output_tokens": 2000})),
     "settle_late": UseCase(due, settling, LATER),

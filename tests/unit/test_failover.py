@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,7 @@ from parshall.kernel.sse import Event
 SPARE = "fake-n4"
 DEAR = "fake-n6"
 QUICK = Retries(times_max=2, pause_seconds_min=0.01, pause_seconds_max=0.5)
-FAST = type(LIMITS)(
-    output_tokens_max=1000, slice_tokens=50, stream_seconds_max=20, lease_seconds=5, grace_seconds=0.1, retries=QUICK
-)
+FAST = replace(LIMITS, retries=QUICK)
 
 
 @pytest.fixture
@@ -95,8 +94,14 @@ async def test_what_may_have_been_billed_or_would_fail_alike_is_asked_once(
 
 async def test_a_stop_ends_the_pause(tmp_path: Path, engine: Engine) -> None:
     slow = Retries(times_max=2, pause_seconds_min=30, pause_seconds_max=60)
-    limits = type(LIMITS)(
-        output_tokens_max=100, slice_tokens=50, stream_seconds_max=60, lease_seconds=5, grace_seconds=5, retries=slow
+    limits = replace(
+        LIMITS,
+        output_tokens_max=100,
+        slice_tokens=50,
+        stream_seconds_max=60,
+        lease_seconds=5,
+        grace_seconds=5,
+        retries=slow,
     )
     async with rig(tmp_path, engine, limits=limits) as turns:
         await turns.grant(1)
@@ -350,8 +355,8 @@ def test_the_beginning_of_a_delta_holds_no_more_than_its_share(text: str, tokens
 async def test_an_answer_in_one_piece_is_paid_for_in_one_step_and_logged_in_several(
     tmp_path: Path, engine: Engine
 ) -> None:
-    limits = type(LIMITS)(
-        output_tokens_max=1024, slice_tokens=5, stream_seconds_max=20, lease_seconds=5, grace_seconds=1
+    limits = replace(
+        LIMITS, output_tokens_max=1024, slice_tokens=5, stream_seconds_max=20, lease_seconds=5, grace_seconds=1
     )
     async with rig(tmp_path, engine, limits=limits) as turns:
         await turns.grant(1000)

@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     on_disconnect: Literal["continue", "stop"] = Field(
         "continue", description="What happens to a stream without readers, unless the request says otherwise."
     )
+    reader_stall_seconds: float = Field(
+        30, gt=0, le=3600, description="How long a connection may take less than READER_BUFFER_BYTES, in seconds."
+    )
+    reader_buffer_bytes: int = Field(
+        65_536, ge=4096, le=16_777_216, description="Most bytes that wait in memory for a reader that is behind."
+    )
     stream_retention_hours: float = Field(
         24, gt=0, description="How long the log of an ended stream is kept, in hours."
     )

@@ -13,6 +13,7 @@ import uvloop
 from parshall.accounting.delivery import Deliverer
 from parshall.app import compose, config
 from parshall.app.config import Settings
+from parshall.app.connection import connections
 from parshall.app.local import Parts, webhook
 from parshall.app.sweeper import Sweeper
 from parshall.kernel import clock, telemetry
@@ -118,7 +119,9 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
 def _config(built: compose.System) -> uvicorn.Config:
     return uvicorn.Config(
         compose.application(built),
-        http="httptools",
+        http=connections(
+            stall_seconds=built.settings.reader_stall_seconds, buffer_bytes=built.settings.reader_buffer_bytes
+        ),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -1,11 +1,15 @@
 """One reader of one stream: bytes ready to be sent, and word to the producer of who reads and how far."""
 
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Protocol
 
 from parshall.chat.ports import LogUnavailable, Tail
 from parshall.chat.turn import Producer
 from parshall.kernel.telemetry import log
+
+WRITE_BYTES_MAX = 65_536
+"""Events are sent in pieces of about this size: one of them waits in memory for a client that does not read."""
 
 _logger = log("streams")
 
@@ -43,6 +47,7 @@ class Reader:
         self._tail = tail
         self._producer = producer
         self._offset = after
+        self._frames: deque[bytes] = deque()
         self._gone = False
         if producer is not None:
             producer.audience.joined()
@@ -60,16 +65,32 @@ class Reader:
         """The next events. A log that fails ends the reading; `ended` then tells that more may come."""
         if self._producer is not None:  # what was handed out before has been sent by now
             self._producer.audience.delivered(self._offset)
+        if self._frames:
+            return self._piece()
         try:
             frames = await anext(self._tail)
         except LogUnavailable as error:
             _logger.warning("reader_cut", reason=error.detail)
             raise StopAsyncIteration from error
-        self._offset += len(frames)
-        return frames[0] if len(frames) == 1 else b"".join(frames)
+        if len(frames) == 1:
+            self._offset += 1
+            return frames[0]
+        self._frames.extend(frames)
+        return self._piece()
+
+    def _piece(self) -> bytes:
+        """As many of the frames at hand as make one write; nothing after a silence."""
+        piece: list[bytes] = []
+        size = 0
+        while self._frames and (not piece or size + len(self._frames[0]) <= WRITE_BYTES_MAX):
+            piece.append(self._frames.popleft())
+            size += len(piece[-1])
+        self._offset += len(piece)
+        return b"".join(piece)
 
     def interrupt(self) -> None:
         """End the iteration, whoever waits in it."""
+        self._frames.clear()
         self._tail.close()
 
     def leave(self) -> None:

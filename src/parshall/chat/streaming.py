@@ -90,10 +90,9 @@ class Streaming:
         self._opening: dict[StreamId, asyncio.Task[None]] = {}
         self._draining = False
         self._slots = Slots(per_user=limits.streams_per_user_max, in_all=limits.streams_max)
-        self.producers = Producers(
-            stream_log, clock=clock, lease_seconds=limits.lease_seconds, on_end=self._slots.release
-        )
-        concluder = Concluder(ledger=ledger, stream_log=stream_log, records=self.records, on_end=self._slots.release)
+        free = self._slots.release
+        self.producers = Producers(stream_log, clock=clock, lease_seconds=limits.lease_seconds, on_end=free)
+        concluder = Concluder(ledger=ledger, stream_log=stream_log, records=self.records, on_end=free)
         self._parts = Parts(
             ledger=ledger,
             stream_log=stream_log,
