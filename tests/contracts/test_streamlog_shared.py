@@ -1,6 +1,7 @@
 """What the shared stream log owes to its other processes, to an engine that goes away, and to who may listen in."""
 
 import asyncio
+import re
 import ssl
 import time as seconds
 from collections.abc import AsyncIterator
@@ -228,13 +229,14 @@ async def test_of_many_that_adopt_at_once_one_does(server: Valkey, time: Time) -
 async def test_a_lease_whose_grant_was_lost_is_granted_to_its_owner_again(
     producer: SharedStreamLog, time: Time
 ) -> None:
-    first = await take(producer, time=time)
+    await producer.append(await take(producer, time=time), [b"session of an opening that failed"], first_offset=1)
     again = await take(producer, time=time)
-    assert again.epoch == first.epoch
+    assert again.epoch == 2
     await producer.append(again, frames(1, 2), first_offset=1)
-    third = await take(producer, time=time)
-    await producer.append(third, frames(1, 2), first_offset=1)  # the opening of a turn that was asked again
-    assert await producer.read(STREAM, after=0, limit=10) == (frames(1, 2), False)
+    await producer.append(again, frames(3, 1), first_offset=3)
+    assert await producer.read(STREAM, after=0, limit=10) == (frames(1, 3), False)
+    with pytest.raises(LogUnavailable):
+        await producer.append(again, frames(1, 2), first_offset=1)
 
 
 # ── An engine that goes away ────────────────────────────────────────────────────────────────────────────────────────
@@ -418,6 +420,29 @@ async def test_a_password_is_asked_for_and_given(time: Time) -> None:
             with pytest.raises(StartupError) as refused:
                 await Engine.connect(Address.parse(f"valkey://{wrong}127.0.0.1:{server.port}"))
             assert "PARSHALL_STREAM_LOG_URL" in str(refused.value) and "wrong" not in str(refused.value)
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
+RIGHTS = re.compile(r"`(~parshall[^`]*)`")
+
+
+async def test_a_user_with_the_rights_that_the_guide_names_can_do_all_that_is_needed(
+    server: Valkey, time: Time
+) -> None:
+    found = RIGHTS.search(GUIDE.read_text(encoding="utf-8"))
+    assert found is not None
+    server.ask("ACL", "SETUSER", "ann", "reset", "on", ">secret", *found[1].split())
+    url = server.url.replace("127", "ann:secret@127")
+    async with opened(url, time) as log, opened(url, time) as elsewhere:
+        lease = await take(log, time=time)
+        tail = await elsewhere.tail(STREAM, after=0, silence_seconds=60)
+        await log.append(lease, frames(1, 1), first_offset=1)
+        assert await next_of(tail) == frames(1, 1)
+        await log.renew(lease, until=NEVER)
+        await log.check()
+        await log.close_stream(lease)
+        time.now += SECOND
+        assert await log.trim(closed_before=time()) == 1
 
 
 async def test_over_tls_the_servers_certificate_is_verified(valkey: Valkey, time: Time, tmp_path: Path) -> None:

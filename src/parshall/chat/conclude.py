@@ -29,14 +29,11 @@ class Concluder:
         self._log = stream_log
         self._records = records
 
-    async def conclude(self, stream: Stream, ending: Ending, *, text: str, lease: Lease, next_offset: int) -> Stream:
-        """End, settle and close a stream that this process holds. Raises LeaseLost if it does not."""
-        ended = await self._end(stream, ending, text=text, lease=lease)
-        settled = await self.settle(ended)
-        await self.close(settled, lease, next_offset=next_offset)
-        return settled
+    async def end(self, stream: Stream, ending: Ending, *, text: str, lease: Lease) -> Stream:
+        """Keep how a stream that this process holds has ended, then settle it. Raises LeaseLost, Unavailable."""
+        return await self.settle(await self._keep_end(stream, ending, text=text, lease=lease))
 
-    async def _end(self, stream: Stream, ending: Ending, *, text: str, lease: Lease) -> Stream:
+    async def _keep_end(self, stream: Stream, ending: Ending, *, text: str, lease: Lease) -> Stream:
         """Keep how it ended, in spite of a database that is away for a moment: a later sweep would know less.
 
         An end that was kept without an answer meets itself as LeaseLost; the sweep then settles and closes.

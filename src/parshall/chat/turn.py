@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from parshall.chat.chunks import chunk_frame, merged
 from parshall.chat.conclude import Concluder
 from parshall.chat.meter import Meter
 from parshall.chat.model import Ending, Outcome, Stream
@@ -22,7 +23,7 @@ from parshall.chat.ports import (
     TextDelta,
     UsageReport,
 )
-from parshall.kernel import sse
+from parshall.chat.writer import Writer
 from parshall.kernel.clock import Clock
 from parshall.kernel.errors import InsufficientCredits, ParshallError
 from parshall.kernel.metering import Usage, UsageSource
@@ -62,7 +63,7 @@ class Producer:
         self._provider = provider
         self._meter = meter
         self._parts = parts
-        self._next_offset = OPENING_EVENTS + 1
+        self._writer = Writer(parts.stream_log, lease, next_offset=OPENING_EVENTS + 1)
         self._texts: list[str] = []
         self._totals: list[int] = []
         self._delivered_offset = 0
@@ -81,23 +82,23 @@ class Producer:
     async def run(self) -> Stream:
         """Produce the stream to its end and return it settled (or pending). Raises LeaseLost when fenced."""
         self._task = asyncio.current_task()
+        try:
+            outcome = await self._generate_in_time()
+            return await self._end(outcome)
+        finally:
+            await self._writer.close()
+
+    async def _generate_in_time(self) -> Outcome:
         timer = asyncio.get_running_loop().call_later(self._parts.stream_seconds_max, self.stop, Outcome.TIMEOUT)
         self._watch_readers()
         try:
-            outcome = await self._generate()
+            return await self._generate()
         finally:
             timer.cancel()
             self._forget_grace()
             if self._extension is not None:
                 self._extension.cancel()
                 await asyncio.gather(self._extension, return_exceptions=True)
-        return await self._parts.concluder.conclude(
-            self.stream,
-            self._ending(outcome),
-            text="".join(self._texts),
-            lease=self.lease,
-            next_offset=self._next_offset,
-        )
 
     def stop(self, outcome: Outcome) -> None:
         """Have the stream end with this outcome after the event that is being logged; the first caller decides."""
@@ -190,6 +191,9 @@ class Producer:
                 case Finish():
                     self._finish_reason = delta.reason
         await self._log_gathered()
+        if self._writer.full:
+            self._finish_reason = "length"
+            return Outcome.COMPLETED
         if self._meter.runs_low and self._extension is None:
             self._extension = asyncio.create_task(self._extend())
         return None
@@ -208,24 +212,23 @@ class Producer:
         """Append what was gathered as events: neighbours of one kind become one event."""
         if not self._gathered:
             return
-        events = _merged(self._gathered)
+        events = merged(self._gathered)
         self._gathered.clear()
         total = self._meter.used - sum(event.tokens for event in events)
         before = total
         frames: list[bytes] = []
         for event in events:
             total += event.tokens
-            frames.append(_frame(event, self._next_offset + len(frames), total))
+            frames.append(chunk_frame(event, self._writer.next_offset + len(frames), total))
         try:
-            await self._parts.stream_log.append(self.lease, frames, first_offset=self._next_offset)
+            await self._writer.write(frames)
         except LogUnavailable:
-            self._meter.used = before  # what the log does not hold is neither charged nor kept (S4)
+            self._meter.used = before  # what the log will not hold is neither charged nor kept (S4)
             raise
         self._keep(events, before)
 
     def _keep(self, events: Sequence[TextDelta], total: int) -> None:
-        """Note what the log now holds."""
-        self._next_offset += len(events)
+        """Note what the log now holds, or will."""
         for event in events:
             total += event.tokens
             self._totals.append(total)
@@ -279,6 +282,16 @@ class Producer:
 
     # ── Ending ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    async def _end(self, outcome: Outcome) -> Stream:
+        """Keep the answer and settle it before anything waits for a log that is away; then close the log."""
+        concluder = self._parts.concluder
+        ended = await concluder.end(self.stream, self._ending(outcome), text="".join(self._texts), lease=self.lease)
+        if await self._writer.finish():
+            await concluder.close(ended, self.lease, next_offset=self._writer.next_offset)
+        else:
+            _logger.warning("log_left_to_the_sweep", stream=self.stream.id)
+        return ended
+
     def _ending(self, outcome: Outcome) -> Ending:
         usage, source = self._usage(outcome)
         failure = self._failure if outcome is Outcome.PROVIDER_ERROR else None
@@ -319,23 +332,3 @@ class Producer:
     def _delivered_tokens(self) -> int:
         index = min(self._delivered_offset - OPENING_EVENTS, len(self._totals))
         return self._totals[index - 1] if index > 0 else 0
-
-
-def _frame(delta: TextDelta, offset: int, total: int) -> bytes:
-    name = "reasoning" if delta.reasoning else "chunk"
-    return sse.frame(offset, name, {"text": delta.text, "tokens": delta.tokens, "totalTokens": total})
-
-
-def _merged(deltas: Sequence[TextDelta]) -> list[TextDelta]:
-    """Neighbours of one kind as one delta: what arrived in one read is one event."""
-    if len(deltas) == 1:
-        return [deltas[0]]
-    merged: list[TextDelta] = []
-    start = 0
-    for index in range(1, len(deltas) + 1):
-        if index == len(deltas) or deltas[index].reasoning != deltas[start].reasoning:
-            run = deltas[start:index]
-            text, tokens = "".join(delta.text for delta in run), sum(delta.tokens for delta in run)
-            merged.append(TextDelta(text, tokens, deltas[start].reasoning))
-            start = index
-    return merged

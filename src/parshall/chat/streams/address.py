@@ -31,12 +31,16 @@ class Address:
         parts = urlsplit(url)
         if parts.scheme not in (*PLAIN, *TLS) or not parts.hostname:
             raise ValueError("give valkey://user:password@host:port/database, or valkeys:// for TLS")
+        try:
+            port = parts.port or PORT
+        except ValueError as error:  # its own words would repeat what stands there, perhaps a password
+            raise ValueError("what follows the host and a colon is the number of a port") from error
         path = parts.path.strip("/")
         if path and not (path.isascii() and path.isdigit()):
             raise ValueError("what follows the host is the number of a database")
         return cls(
             host=parts.hostname,
-            port=parts.port or PORT,
+            port=port,
             database=int(path or 0),
             username=unquote(parts.username) if parts.username else None,
             password=unquote(parts.password) if parts.password else None,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -72,6 +73,7 @@ class Engine:
         self._waiting: list[_Call] = []
         self._carrier: asyncio.Task[None] | None = None
         self._rest_until = 0.0
+        self._is_away = False
         self._closed = False
 
     @classmethod
@@ -81,11 +83,9 @@ class Engine:
         single = Redis(host=address.host, port=address.port, ssl=address.tls, **options)
         try:
             facts = await single.info()
-            if facts.get("redis_mode") != "cluster":
-                engine = cls(single, address)
-            else:
+            engine = cls(single, address)
+            if facts.get("redis_mode") == "cluster":
                 await single.aclose()
-                del options["db"]
                 cluster = RedisCluster(host=address.host, port=address.port, ssl=address.tls, **options)
                 engine = cls(await cluster.initialize(), address)
         except FAILURES as error:
@@ -123,7 +123,8 @@ class Engine:
         answered: asyncio.Future[T] = loop.create_future()
         self._waiting.append(_Call(script, keys, arguments, receive, answered))
         if self._carrier is None:
-            self._carrier = loop.create_task(self._carry(), name="stream-log")
+            # In a context of its own: what it logs is not of the request that happened to start it.
+            self._carrier = loop.create_task(self._carry(), name="stream-log", context=Context())
         return answered
 
     async def run(self, *command: str | int) -> Any:
@@ -191,6 +192,9 @@ class Engine:
                     replies[index] = reply
         except FAILURES as error:
             return [self._away(error)] * len(calls)
+        if self._is_away and not any(isinstance(reply, Exception) for reply in replies):
+            self._is_away = False
+            _logger.info("log_back")
         return [self._away(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
     async def _send(self, calls: list[_Call], *, whole: bool) -> list[Reply]:
@@ -212,8 +216,9 @@ class Engine:
         """What a failure means to callers. An engine that refuses may take the same later: it is full, or it loads."""
         away = LogAway(f"The stream log cannot be reached ({_why(error)}); try again shortly.")
         if isinstance(error, UNREACHED):
-            if not self.rests:
+            if not self._is_away:
                 _logger.warning("log_away", reason=_why(error))
+            self._is_away = True
             self._rest_until = asyncio.get_running_loop().time() + REST_SECONDS
             self.on_lost(away)
         else:

@@ -59,36 +59,41 @@ ACQUIRE = _script("""
 local owner, at, till, keep = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local m = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'closed', 'last', 'size', 'till')
 if m[3] then return {-1} end
-local epoch = tonumber(m[1] or '0')
-local running = m[6] and tonumber(m[6]) > at
-if running and m[2] ~= owner then return {-1} end
-if not running then epoch = epoch + 1 end
+if m[6] and tonumber(m[6]) > at and m[2] ~= owner then return {-1} end
+local epoch = tonumber(m[1] or '0') + 1
 redis.call('HSET', KEYS[1], 'epoch', epoch, 'owner', owner, 'till', till, 'last', m[4] or '0', 'size', m[5] or '0')
 redis.call('PEXPIRE', KEYS[1], keep)
 redis.call('PEXPIRE', KEYS[2], keep)
 return {epoch, tonumber(m[4] or '0'), tonumber(m[5] or '0')}
 """)
-"""owner, at, till, keep → epoch, last, size. The same owner again gets the same lease: its first answer was lost."""
+"""owner, at, till, keep → epoch, last, size.
+
+An owner may take what it holds again, with the next epoch: it would not if the answer had not been lost, and what is
+still on its way under the lost lease comes too late.
+"""
 
 APPEND = _script(
     _HELD
     + """
 local first, events_max, bytes_max, keep = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
-local epoch, owner, till = ARGV[6], ARGV[7], ARGV[8]
+local mode, epoch, owner, till = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 if not m[1] then
-  if till == '' or first ~= 1 then return {-2} end
+  if mode ~= 'restore' or first ~= 1 then return {-2} end
   redis.call('DEL', KEYS[2])
   redis.call('HSET', KEYS[1], 'epoch', epoch, 'owner', owner, 'till', till)
   redis.call('PEXPIRE', KEYS[1], keep)
   m[4], m[5] = '0', '0'
+elseif mode == 'begin' then
+  redis.call('DEL', KEYS[2])
+  m[4], m[5] = '0', '0'
 end
-local last, size, count = tonumber(m[4]), tonumber(m[5]), #ARGV - 8
+local last, size, count = tonumber(m[4]), tonumber(m[5]), #ARGV - 9
 local skip = last - first + 1
 if skip < 0 then return {-3, last} end
 if skip >= count then return {last} end
-for i = skip + 1, count do size = size + #ARGV[8 + i] end
+for i = skip + 1, count do size = size + #ARGV[9 + i] end
 if last + count - skip > events_max or size > bytes_max then return {-4} end
-for i = skip + 1, count do redis.call('XADD', KEYS[2], (first + i - 1) .. '-0', 'f', ARGV[8 + i]) end
+for i = skip + 1, count do redis.call('XADD', KEYS[2], (first + i - 1) .. '-0', 'f', ARGV[9 + i]) end
 if last == 0 then redis.call('PEXPIRE', KEYS[2], keep) end
 last = last + count - skip
 redis.call('HSET', KEYS[1], 'last', last, 'size', size)
@@ -96,11 +101,13 @@ redis.call('SPUBLISH', KEYS[3], last)
 return {last}
 """
 )
-"""token, first, events_max, bytes_max, keep, epoch, owner, till, frame… → last.
+"""token, first, events_max, bytes_max, keep, mode, epoch, owner, till, frame… → last.
 
-Frames that are there already are left alone: an append whose answer was lost may be repeated. With a `till` a stream of
-which the engine holds nothing is begun anew, from its first event.
+Frames that are there already are left alone: an append whose answer was lost may be repeated. The mode `begin` replaces
+whatever is there, `restore` takes a stream of which the engine holds nothing, `follow` neither.
 """
+
+BEGIN, FOLLOW, RESTORE = "begin", "follow", "restore"
 
 RENEW = _script(_HELD + "if not m[1] then return {-2} end redis.call('HSET', KEYS[1], 'till', ARGV[2]) return {1}")
 """token, till → 1."""

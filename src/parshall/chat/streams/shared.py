@@ -29,6 +29,7 @@ OFFSET_MAX = 1 << 53
 @dataclass(slots=True, kw_only=True)
 class _Held(Live):
     owner: str
+    begun: bool = False
 
     @property
     def token(self) -> str:
@@ -114,11 +115,14 @@ class SharedStreamLog:
         What an engine has forgotten of the stream, as after a failover, is kept again first if it is still at hand.
         """
         held = self._holding(lease)
-        if first_offset != held.expected and not (first_offset == 1 and not held.frames):
+        mode = scripts.FOLLOW
+        if first_offset == 1 and not held.begun:  # only an opening begins at 1; what is there is of one that failed
+            mode, held.last = scripts.BEGIN, 0
+        elif first_offset != held.expected:
             raise LogUnavailable(f"The log expects event {held.expected} next; the producer has lost its place.")
         held.expected = first_offset + len(frames)
         try:
-            await self._append(held, frames, first_offset)
+            await self._append(held, frames, first_offset, mode)
         except _Behind as behind:
             await self._append_again(held, frames, first_offset, behind)
 
@@ -127,20 +131,19 @@ class SharedStreamLog:
         if kept is None or (behind.unknown and held.lease.expires_at <= self._clock()):
             raise LogLost
         held.expected = first_offset + len(frames)
+        mode = scripts.RESTORE if behind.unknown else scripts.FOLLOW
         try:
-            await self._append(held, [*kept, *frames], behind.last + 1, anew=behind.unknown)
+            await self._append(held, [*kept, *frames], behind.last + 1, mode)
         except _Behind as error:
             raise LogLost from error
 
-    def _append(
-        self, held: _Held, frames: Sequence[bytes], first_offset: int, *, anew: bool = False
-    ) -> "asyncio.Future[None]":
-        lease, till = held.lease, held.lease.expires_at if anew else ""
+    def _append(self, held: _Held, frames: Sequence[bytes], first_offset: int, mode: str) -> "asyncio.Future[None]":
+        lease = held.lease
         return self._call(
             scripts.APPEND,
             lease.stream_id,
             *(held.token, first_offset, self.bounds.events_max, self.bounds.bytes_max, self._keep),
-            *(lease.epoch, held.owner, till),
+            *(mode, lease.epoch, held.owner, lease.expires_at),
             *frames,
             receive=partial(self._appended, held, frames, first_offset),
         )
@@ -162,7 +165,7 @@ class SharedStreamLog:
         except Exception:
             held.expected = held.last + 1
             raise
-        held.doubtful = False
+        held.doubtful, held.begun = False, True
         held.publish(frames[max(0, held.last + 1 - first_offset) :])
 
     async def close_stream(self, lease: Lease) -> None:
