@@ -5,36 +5,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tests.contracts.streamlogs import NEVER, OTHER, STREAM, Time, drain, frames, take
 from tests.valkey import Valkey
 
-from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, Lease, LeaseLost, LogUnavailable, StreamLog, Tail
+from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, LeaseLost, LogUnavailable, StreamLog
 from parshall.chat.streams.address import Address
 from parshall.chat.streams.engine import Engine
 from parshall.chat.streams.local import LocalStreamLog
 from parshall.chat.streams.shared import SharedStreamLog
 from parshall.chat.streams.tail import FRAMES_IN_MEMORY_MAX
 from parshall.kernel.clock import SECOND
-from parshall.kernel.ids import StreamId
-
-STREAM = StreamId("stream-1620847252-a1b2c3d4")
-OTHER = StreamId("stream-1620847252-ffffffff")
-NEVER = 10**18
-
-
-class Time:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000 * SECOND
-
-    def __call__(self) -> int:
-        return self.now
-
-
-@pytest.fixture
-def time() -> Time:
-    return Time()
-
 
 Open = Callable[[], Awaitable[StreamLog]]
 """Opens the log; a second call opens what the first left behind."""
@@ -66,20 +46,6 @@ async def log(open_log: Open) -> AsyncIterator[StreamLog]:
     opened = await open_log()
     yield opened
     await opened.close()
-
-
-def frames(first: int, count: int) -> list[bytes]:
-    return [b"id: %d\n\n" % offset for offset in range(first, first + count)]
-
-
-async def take(log: StreamLog, stream: StreamId = STREAM, *, time: Time, until: int = NEVER) -> Lease:
-    lease = await log.acquire(stream, owner="test", at=time(), until=until)
-    assert lease is not None
-    return lease
-
-
-async def drain(tail: Tail) -> list[bytes]:
-    return [frame async for batch in tail for frame in batch]
 
 
 async def test_what_was_appended_is_read_in_order(log: StreamLog, time: Time) -> None:

@@ -1,12 +1,22 @@
 """Adoption: what a dead producer left undone is ended, settled from the log and closed; each step may be repeated."""
 
+import contextlib
 import uuid
 from collections.abc import Container
 
 from parshall.chat.chunks import chunk_frame
 from parshall.chat.conclude import Concluder
 from parshall.chat.model import Ending, Outcome, Stream
-from parshall.chat.ports import EVENTS_PER_READ_MAX, Lease, Ledger, LogAway, StreamLog, TextDelta
+from parshall.chat.ports import (
+    EVENTS_PER_READ_MAX,
+    Lease,
+    LeaseLost,
+    Ledger,
+    LogAway,
+    LogUnavailable,
+    StreamLog,
+    TextDelta,
+)
 from parshall.chat.producers import Producers
 from parshall.chat.records import Records
 from parshall.kernel import sse
@@ -78,11 +88,15 @@ class Recovery:
         )
         if lease is None:
             return await self._note_closed(stream)
-        logged = await self._logged(stream)
-        if stream.ending is None:
-            await self._adopt(stream, lease, logged)
-        else:
-            await self._finish(stream, lease, logged)
+        try:
+            logged = await self._logged(stream)
+            if stream.ending is None:
+                await self._adopt(stream, lease, logged)
+            else:
+                await self._finish(stream, lease, logged)
+        finally:  # a log that was closed has no lease; one that could not be is free for the next sweep
+            with contextlib.suppress(LeaseLost, LogUnavailable):
+                await self._log.release(lease)
         return True
 
     async def _undo(self, stream: Stream) -> bool:

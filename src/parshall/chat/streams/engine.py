@@ -136,14 +136,9 @@ class Engine:
 
     async def line(self, key: str) -> "Connection":
         """A connection of the caller's own to the node that holds a key. Raises LogAway."""
-        host, port = self.address.host, self.address.port
-        if isinstance(self._client, RedisCluster):
-            node = self._client.get_node_from_key(key)
-            if node is None:
-                raise LogAway("No node of the stream log's cluster holds this stream now.")
-            host, port = node.host, int(node.port)
+        host, _, port = self.node(key).rpartition(":")
         kind = SSLConnection if self.address.tls else Connection
-        connection = kind(host=host, port=port, **_options(self.address))
+        connection = kind(host=host, port=int(port), **_options(self.address))
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except FAILURES as error:
@@ -151,11 +146,16 @@ class Engine:
         return connection
 
     def node(self, key: str) -> str:
-        """A name for the node that holds a key."""
-        if isinstance(self._client, RedisCluster):
+        """Host and port of the node that holds a key. Raises LogAway."""
+        if not isinstance(self._client, RedisCluster):
+            return f"{self.address.host}:{self.address.port}"
+        try:
             node = self._client.get_node_from_key(key)
-            return "" if node is None else str(node.name)
-        return str(self.address)
+        except FAILURES as error:
+            raise self._away(error) from error
+        if node is None:
+            raise LogAway("No node of the stream log's cluster holds this stream now.")
+        return f"{node.host}:{node.port}"
 
     async def close(self) -> None:
         """Carry out what waits, then let the connections go."""

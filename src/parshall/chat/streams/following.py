@@ -8,6 +8,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Any
 
 from redis.asyncio import Connection
@@ -17,9 +18,12 @@ from parshall.chat.streams.engine import FAILURES, Engine
 from parshall.chat.streams.scripts import channel
 from parshall.chat.streams.tail import Feed
 from parshall.kernel.ids import StreamId
+from parshall.kernel.telemetry import log
 
 HEARTBEAT_SECONDS = 5.0
 """A connection that is silent for so long is asked whether it still lives, and given up when it does not answer."""
+
+_logger = log("streams")
 
 Fetch = Callable[[StreamId, Feed, bool], Awaitable[bool]]
 """Brings a feed up to what the log holds, or a new one to its end; False when there is more. Raises LogUnavailable."""
@@ -62,8 +66,8 @@ class Following:
         self._ready[stream_id] = asyncio.get_running_loop().create_future()
         try:
             await (await self._line(stream_id)).subscribe(stream_id)
-        except LogUnavailable as error:
-            self._drop(stream_id, error)
+        except BaseException:  # whoever waits for the same stream must not wait for ever
+            self._drop(stream_id, LogAway())
             raise
 
     def take(self, stream_id: StreamId) -> Feed | None:
@@ -166,7 +170,8 @@ class _Line:
         self._on_word = on_word
         self._on_lost = on_lost
         self._asked = False
-        self.task = asyncio.create_task(self._listen(), name="log-line")
+        self._ended = False
+        self.task = asyncio.get_running_loop().create_task(self._listen(), name="log-line", context=Context())
 
     async def subscribe(self, stream_id: StreamId) -> None:
         """Listen to a stream from the engine's confirmation on. Raises LogAway."""
@@ -179,6 +184,8 @@ class _Line:
         await self._say("SUNSUBSCRIBE", channel(stream_id))
 
     async def _say(self, *command: str) -> None:
+        if self._ended:  # the connection would connect anew, with nobody to listen
+            raise LogAway
         try:
             await self._connection.send_command(*command, check_health=False)
         except FAILURES as error:
@@ -189,9 +196,10 @@ class _Line:
         try:
             while True:
                 await self._take(await self._next())
-        except (*FAILURES, LogAway):
-            pass
+        except (*FAILURES, LogAway) as error:
+            _logger.warning("log_line_lost", reason=str(error) or type(error).__name__)
         finally:
+            self._ended = True
             self._on_lost(self.heard, reason)
             await self._connection.disconnect(nowait=True)
 
