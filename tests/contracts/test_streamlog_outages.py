@@ -6,8 +6,8 @@ import time as seconds
 from collections.abc import Callable
 
 import pytest
-from tests.contracts.streamlogs import MOMENT, STREAM, Time, drain, frames, next_of, opened, take
-from tests.valkey import Valkey
+from tests.contracts.streamlogs import MOMENT, NEVER, OTHER, STREAM, Time, drain, frames, next_of, opened, take
+from tests.valkey import Valkey, unused_port
 
 from parshall.chat.ports import LeaseLost, LogAway, LogLost, LogUnavailable
 from parshall.chat.streams import scripts
@@ -193,23 +193,23 @@ async def test_until_its_producer_has_kept_them_again_nobody_is_shown_what_the_e
 
 
 async def test_a_reader_that_goes_while_it_is_being_connected_leaves_others_to_follow(
-    producer: SharedStreamLog, other: SharedStreamLog, time: Time
+    producer: SharedStreamLog, server: Valkey, time: Time
 ) -> None:
     lease = await take(producer, time=time)
-    for turns in range(12):
-        going = asyncio.create_task(other.tail(STREAM, after=0, silence_seconds=60))
-        staying = asyncio.create_task(other.tail(STREAM, after=turns, silence_seconds=60))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        going.cancel()
-        tail = await asyncio.wait_for(staying, MOMENT)
-        try:
+    for turns in range(25):
+        async with opened(server.url, time) as fresh:
+            going = asyncio.create_task(fresh.tail(STREAM, after=0, silence_seconds=60))
+            staying = asyncio.create_task(fresh.tail(STREAM, after=turns, silence_seconds=60))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            going.cancel()
+            tail = await asyncio.wait_for(staying, MOMENT)
             await producer.append(lease, frames(turns + 1, 1), first_offset=turns + 1)
-            assert await next_of(tail) == frames(turns + 1, 1)
-        except LogAway:  # told to come back: it would
-            tail = await other.tail(STREAM, after=turns, silence_seconds=60)
-            assert await next_of(tail) == frames(turns + 1, 1)
-        tail.close()
+            try:
+                assert await next_of(tail) == frames(turns + 1, 1)
+            except LogAway:  # told to come back: it does
+                again = await asyncio.wait_for(fresh.tail(STREAM, after=turns, silence_seconds=60), MOMENT)
+                assert await next_of(again) == frames(turns + 1, 1)
 
 
 async def test_a_stream_that_was_lost_beyond_what_is_at_hand_is_lost(
@@ -251,6 +251,33 @@ async def test_an_engine_that_is_full_keeps_what_it_has_and_takes_more_later(
         server.ask("CONFIG", "SET", "maxmemory", 0)
     await producer.append(lease, frames(2, 2), first_offset=2)
     assert await producer.read(STREAM, after=0, limit=10) == (frames(1, 3), False)
+
+
+async def test_an_engine_that_has_become_a_replica_is_left_for_whoever_has_its_address_now(
+    mortal: Valkey, time: Time
+) -> None:
+    async with opened(mortal.url, time) as log, opened(mortal.url, time) as elsewhere:
+        lease = await take(log, time=time)
+        tails = [await each.tail(STREAM, after=0, silence_seconds=60) for each in (log, elsewhere)]
+        before = connections(mortal)
+        mortal.ask("CONFIG", "SET", "replica-read-only", "yes")
+        mortal.ask("REPLICAOF", "127.0.0.1", unused_port())
+        for each in (log, elsewhere):
+            with pytest.raises(LogAway):
+                await each.acquire(OTHER, owner="x", at=time(), until=NEVER)
+        for tail in tails:
+            with pytest.raises(LogUnavailable):
+                await next_of(tail)
+        mortal.ask("REPLICAOF", "NO", "ONE")
+        await asyncio.sleep(0.3)
+        await log.append(lease, frames(1, 1), first_offset=1)
+        assert await next_of(await elsewhere.tail(STREAM, after=0, silence_seconds=60)) == frames(1, 1)
+        assert not before & connections(mortal)
+
+
+def connections(server: Valkey) -> set[bytes]:
+    listed = server.ask("CLIENT", "LIST").splitlines()
+    return {line.split()[0] for line in listed if b"name=parshall" in line}
 
 
 async def test_a_half_open_line_is_given_up(mortal: Valkey, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,16 @@ async def test_a_log_that_stays_away_holds_up_neither_the_answer_nor_its_settlem
     assert events[-2].json()["totalTokens"] == 40
 
 
+async def test_a_sweep_that_the_log_cuts_short_leaves_the_stream_to_the_very_next_one(
+    turns: Rig, session: SessionId, away: Failing
+) -> None:
+    stream_id = await turns.ask(session, "fake-n40-ms2")
+    await turns.ended(stream_id)
+    assert await turns.streaming.sweep() == 0
+    away.error = None
+    assert text_of(await swept(turns, stream_id)) == Script(n=40).text()
+
+
 async def test_while_the_log_is_away_nobody_is_shown_what_it_does_not_hold(
     turns: Rig, session: SessionId, away: Failing
 ) -> None:

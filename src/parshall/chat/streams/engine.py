@@ -10,7 +10,7 @@ from redis.asyncio import Connection, Redis, RedisCluster, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as NotConnected
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as NotAnswered
 from redis.maint_notifications import MaintNotificationsConfig
 
@@ -28,7 +28,8 @@ CONNECT_SECONDS_MAX = 2.0
 REST_SECONDS = 0.25
 """How long an engine that is away is left alone before it is tried again."""
 VERSION_MIN = 7
-UNREACHED = (OSError, NotConnected, NotAnswered, RedisClusterException)
+UNREACHED = (OSError, NotConnected, NotAnswered, RedisClusterException, ReadOnlyError)
+"""What says that the engine is not there. One that has become a replica is not: its address leads elsewhere by now."""
 FAILURES = (*UNREACHED, RedisError)
 
 _logger = log("streams")
@@ -191,11 +192,18 @@ class Engine:
                 for index, reply in zip(unknown, again, strict=True):
                     replies[index] = reply
         except FAILURES as error:
-            return [self._away(error)] * len(calls)
+            replies = [error] * len(calls)
+        if any(isinstance(reply, ReadOnlyError) for reply in replies) and isinstance(self._client, Redis):
+            await self._client.connection_pool.disconnect(inuse_connections=False)
+        return self._judged(replies)
+
+    def _judged(self, replies: list[Reply]) -> list[Reply]:
+        """The replies, with one LogAway in place of failures that are alike."""
         if self._is_away and not any(isinstance(reply, Exception) for reply in replies):
             self._is_away = False
             _logger.info("log_back")
-        return [self._away(reply) if isinstance(reply, Exception) else reply for reply in replies]
+        away = {id(reply): self._away(reply) for reply in replies if isinstance(reply, Exception)}
+        return [away.get(id(reply), reply) for reply in replies]
 
     async def _send(self, calls: list[_Call], *, whole: bool) -> list[Reply]:
         if len(calls) == 1:

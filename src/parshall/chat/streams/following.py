@@ -39,6 +39,7 @@ class Following:
         self._feeds: dict[StreamId, Feed] = {}
         self._ready: dict[StreamId, asyncio.Future[None]] = {}
         self._lines: dict[str, _Line] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._coming: Counter[StreamId] = Counter()
         self._opening = asyncio.Lock()
         self._dirty: dict[StreamId, None] = {}
@@ -78,9 +79,14 @@ class Following:
         return self._feeds.pop(stream_id, None)
 
     def cut(self, error: LogUnavailable) -> None:
-        """Send every reader away and follow nothing more."""
+        """Send every reader away, follow nothing more, and give the lines up: the engine may be elsewhere by now."""
         for stream_id in tuple(self._feeds):
             self._drop(stream_id, error)
+        lines, self._lines = self._lines, {}
+        for line in lines.values():
+            line.task.cancel()
+            self._ending.add(line.task)
+            line.task.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
         """End every tail and give the lines up."""
@@ -88,11 +94,10 @@ class Following:
             for tail in tuple(feed.tails):
                 tail.close()
         self.cut(LogAway("The stream log is closed."))
-        tasks = [line.task for line in self._lines.values()]
-        tasks += [self._fetcher] if self._fetcher is not None else []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._fetcher is not None:
+            self._fetcher.cancel()
+            self._ending.add(self._fetcher)
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def _line(self, stream_id: StreamId) -> "_Line":
         async with self._opening:  # readers that come together share the line that the first one opens
