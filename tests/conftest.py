@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from tests.postgres import Engine, Server
+from tests.valkey import Valkey
 
 # No deadline: a slow machine is no fault of the code, and no test states a time. The blob replays a failure elsewhere.
 settings.register_profile("parshall", deadline=None, print_blob=True)
@@ -34,3 +35,24 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     built = Engine(request.param, tmp_path, server)
     yield built
     await built.renew()
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[Valkey]:
+    """The session's Valkey, started when the first test asks for it."""
+    with Valkey.start(durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster() -> Iterator[Valkey]:
+    """The session's cluster: one node with all slots."""
+    with Valkey.start(cluster=True, durable=False) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey(valkey_server: Valkey) -> Valkey:
+    """The session's Valkey, empty."""
+    valkey_server.ask("FLUSHALL")
+    return valkey_server

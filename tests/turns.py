@@ -13,7 +13,7 @@ from tests.scripted import ScriptedProvider
 from parshall.accounting.service import Accounting
 from parshall.chat.catalog import Catalog
 from parshall.chat.model import Ask, Stream, receipt
-from parshall.chat.ports import Ledger
+from parshall.chat.ports import Ledger, StreamLog
 from parshall.chat.service import Chat
 from parshall.chat.streaming import Limits, Streaming
 from parshall.chat.streams.local import LocalStreamLog
@@ -53,7 +53,7 @@ class Rig:
     streaming: Streaming
     accounting: Accounting
     provider: ScriptedProvider
-    log: LocalStreamLog
+    log: StreamLog
 
     async def session(self, user_id: UserId = USER) -> SessionId:
         made = await self.chat.create(user_id=user_id, title=None, first=None, model_id=None, source=None)
@@ -102,6 +102,7 @@ async def rig(
     ledger: Ledger | None = None,
     limits: Limits = LIMITS,
     fallbacks: Sequence[str] = (),
+    stream_log: StreamLog | None = None,
 ) -> AsyncIterator[Rig]:
     """Everything on the folder and the engine; the same ones again are the next start of the process."""
     accounting = Accounting(
@@ -113,7 +114,7 @@ async def rig(
     await accounting.start()
     database = engine.open("parshall.chat")
     provider = ScriptedProvider()
-    log = LocalStreamLog(folder / "streams.db", clock=clock.now)
+    log = stream_log or LocalStreamLog(folder / "streams.db", clock=clock.now)
     catalog = Catalog([provider], fallbacks=fallbacks)
     streaming = Streaming(
         database=database,

@@ -1,63 +1,51 @@
 """The laws of the StreamLog port, run on every implementation of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tests.contracts.streamlogs import NEVER, OTHER, STREAM, Time, drain, frames, take
+from tests.valkey import Valkey
 
-from parshall.chat.ports import EVENTS_PER_READ_MAX, Lease, LeaseLost, LogUnavailable, StreamLog, Tail
+from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, LeaseLost, LogUnavailable, StreamLog
+from parshall.chat.streams.address import Address
+from parshall.chat.streams.engine import Engine
 from parshall.chat.streams.local import LocalStreamLog
+from parshall.chat.streams.shared import SharedStreamLog
 from parshall.chat.streams.tail import FRAMES_IN_MEMORY_MAX
 from parshall.kernel.clock import SECOND
-from parshall.kernel.ids import StreamId
 
-STREAM = StreamId("stream-1620847252-a1b2c3d4")
-OTHER = StreamId("stream-1620847252-ffffffff")
-NEVER = 10**18
+Open = Callable[[], Awaitable[StreamLog]]
+"""Opens the log; a second call opens what the first left behind."""
 
 
-class Time:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000 * SECOND
-
-    def __call__(self) -> int:
-        return self.now
+@pytest.fixture(params=["local", "valkey", "cluster"])
+def open_log(request: pytest.FixtureRequest, tmp_path: Path, time: Time) -> Open:
+    return opener(request, request.param, tmp_path, time, Bounds())
 
 
-@pytest.fixture
-def time() -> Time:
-    return Time()
+def opener(request: pytest.FixtureRequest, kind: str, folder: Path, time: Time, bounds: Bounds) -> Open:
+    if kind == "local":
 
+        async def local() -> StreamLog:
+            return LocalStreamLog(folder / "streams.db", clock=time, bounds=bounds)
 
-@pytest.fixture(params=["local"])
-def open_log(request: pytest.FixtureRequest, tmp_path: Path, time: Time) -> Callable[[], StreamLog]:
-    """Opens the log; a second call opens what the first left behind."""
-    assert request.param == "local"
-    return lambda: LocalStreamLog(tmp_path / "streams.db", clock=time)
+        return local
+    server: Valkey = request.getfixturevalue(f"valkey_{'cluster' if kind == 'cluster' else 'server'}")
+    server.ask("FLUSHALL")
+
+    async def shared() -> StreamLog:
+        return SharedStreamLog(await Engine.connect(Address.parse(server.url)), clock=time, bounds=bounds)
+
+    return shared
 
 
 @pytest.fixture
-async def log(open_log: Callable[[], StreamLog]) -> AsyncIterator[StreamLog]:
-    opened = open_log()
+async def log(open_log: Open) -> AsyncIterator[StreamLog]:
+    opened = await open_log()
     yield opened
     await opened.close()
-
-
-def frames(first: int, count: int) -> list[bytes]:
-    return [b"id: %d\n\n" % offset for offset in range(first, first + count)]
-
-
-async def take(log: StreamLog, stream: StreamId = STREAM, *, time: Time, until: int = NEVER) -> Lease:
-    lease = await log.acquire(stream, owner="test", at=time(), until=until)
-    assert lease is not None
-    return lease
-
-
-async def drain(tail: Tail) -> list[bytes]:
-    return [frame async for batch in tail for frame in batch]
 
 
 async def test_what_was_appended_is_read_in_order(log: StreamLog, time: Time) -> None:
@@ -114,11 +102,9 @@ async def test_many_readers_see_the_same(log: StreamLog, time: Time) -> None:
         assert await reader == frames(number % 3 + 1, 39 - number % 3)
 
 
-async def test_no_event_is_shown_that_a_new_process_would_not_find(
-    open_log: Callable[[], StreamLog], time: Time
-) -> None:
+async def test_no_event_is_shown_that_a_new_process_would_not_find(open_log: Open, time: Time) -> None:
     """S1, the hard way: whatever a tail hands out is in the file at that moment."""
-    log, witness = open_log(), open_log()
+    log, witness = await open_log(), await open_log()
     lease = await take(log, time=time)
     tail = await log.tail(STREAM, after=0, silence_seconds=5)
     appends = [asyncio.create_task(log.append(lease, frames(n, 1), first_offset=n)) for n in range(1, 30)]
@@ -214,11 +200,11 @@ async def test_nothing_follows_the_close(log: StreamLog, time: Time) -> None:
     assert await log.read(STREAM, after=0, limit=10) == (frames(1, 1), True)
 
 
-async def test_what_was_appended_survives_the_process(open_log: Callable[[], StreamLog], time: Time) -> None:
-    first = open_log()
+async def test_what_was_appended_survives_the_process(open_log: Open, time: Time) -> None:
+    first = await open_log()
     lease = await take(first, time=time, until=time() + SECOND)
     await first.append(lease, frames(1, 3), first_offset=1)
-    second = open_log()  # the first was not closed: as after a kill
+    second = await open_log()  # the first was not closed: as after a kill
     time.now += SECOND
     adopted = await take(second, time=time)
     assert adopted.epoch == 2
@@ -273,6 +259,31 @@ async def test_a_cancelled_append_is_kept_or_not_but_never_half(log: StreamLog, 
     await log.append(lease, frames(len(kept) + 1, 1), first_offset=len(kept) + 1)
 
 
+SMALL = Bounds(events_max=10, bytes_max=200)
+
+
+@pytest.mark.parametrize("many", [frames(11, 1), [b"x" * 200]])
+@pytest.mark.parametrize("bounded", ["local", "valkey", "cluster"])
+async def test_a_stream_takes_no_more_than_its_bounds_and_can_be_read_and_closed_then(
+    request: pytest.FixtureRequest, tmp_path: Path, time: Time, bounded: str, many: list[bytes]
+) -> None:
+    log = await opener(request, bounded, tmp_path, time, SMALL)()
+    assert log.bounds == SMALL
+    lease = await take(log, time=time)
+    count = 10 if len(many[0]) < 100 else 1
+    await log.append(lease, frames(1, count), first_offset=1)
+    with pytest.raises(LogUnavailable):
+        await log.append(lease, many, first_offset=count + 1)
+    assert await log.read(STREAM, after=0, limit=20) == (frames(1, count), False)
+    await log.close_stream(lease)
+    assert await log.read(STREAM, after=0, limit=20) == (frames(1, count), True)
+    await log.close()
+
+
+async def test_a_log_that_answers_says_so(log: StreamLog) -> None:
+    assert await log.check() is None  # type: ignore[func-returns-value]
+
+
 async def test_trimming_forgets_closed_streams_only(log: StreamLog, time: Time) -> None:
     old, running = await take(log, time=time), await take(log, OTHER, time=time)
     await log.append(old, frames(1, 2), first_offset=1)
@@ -285,8 +296,8 @@ async def test_trimming_forgets_closed_streams_only(log: StreamLog, time: Time) 
     assert (await log.read(OTHER, after=0, limit=10))[0] == frames(1, 2)
 
 
-async def test_closing_the_log_ends_every_tail(open_log: Callable[[], StreamLog], time: Time) -> None:
-    log = open_log()
+async def test_closing_the_log_ends_every_tail(open_log: Open, time: Time) -> None:
+    log = await open_log()
     await take(log, time=time)
     reading = asyncio.create_task(drain(await log.tail(STREAM, after=0, silence_seconds=60)))
     await asyncio.sleep(0.01)

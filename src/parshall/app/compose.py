@@ -5,6 +5,7 @@ import fcntl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from parshall.auth.http import wellknown as wellknown_router
 from parshall.chat.catalog import Catalog
 from parshall.chat.failover import Retries
 from parshall.chat.http import router as chat_router
-from parshall.chat.ports import Provider
+from parshall.chat.ports import Provider, StreamLog
 from parshall.chat.providers import counting
 from parshall.chat.providers.embedded import MODEL_ID, EmbeddedProvider
 from parshall.chat.providers.openai import OpenAIProvider
@@ -33,6 +34,7 @@ from parshall.chat.reader import Reading
 from parshall.chat.service import Chat
 from parshall.chat.streaming import Limits, Streaming
 from parshall.chat.streams.local import LocalStreamLog
+from parshall.chat.streams.shared import SharedStreamLog
 from parshall.chat.supervision import Supervision
 from parshall.kernel import clock
 from parshall.kernel.credits import wire
@@ -56,6 +58,7 @@ class System:
     chat: Chat
     supervision: Supervision
     chat_database: Database
+    stream_log: StreamLog
     verifier: TokenVerifier
     readers: set[Reading]
     limit: RateLimit
@@ -71,7 +74,8 @@ async def system(settings: Settings) -> AsyncIterator[System]:
         parts = await stack.enter_async_context(local(settings))
         database = open_database(settings, "chat")
         stack.push_async_callback(database.close)
-        stream_log = LocalStreamLog(settings.home_dir / "streams.db", clock=clock.now)
+        stream_log = await _stream_log(settings)
+        stack.push_async_callback(stream_log.close)  # streams end it themselves; this is for a start that fails
         catalog = Catalog(await _providers(settings), fallbacks=_fallbacks(settings))
         streaming = Streaming(
             database=database,
@@ -94,6 +98,7 @@ async def system(settings: Settings) -> AsyncIterator[System]:
                 database, chat=chat, stream_log=stream_log, people=Users(parts.auth), clock=clock.now
             ),
             chat_database=database,
+            stream_log=stream_log,
             verifier=verifier,
             readers=set(),
             limit=_rate_limit(settings, windows, verifier),
@@ -164,12 +169,18 @@ def _add_operations(app: FastAPI, built: System) -> None:
 async def _down(built: System) -> list[str]:
     """What keeps this process from serving; empty when nothing does."""
     down = ["draining"] if built.chat.streaming.draining else []
-    try:
-        async with asyncio.timeout(HEALTH_SECONDS_MAX):
-            await built.chat_database.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
-    except Exception:
-        down.append("chat database")
+    checks = (("chat database", partial(_answers, built.chat_database)), ("stream log", built.stream_log.check))
+    for name, check in checks:
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS_MAX):
+                await check()
+        except Exception:
+            down.append(name)
     return down
+
+
+async def _answers(database: Database) -> None:
+    await database.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
 
 
 class _Prices:
@@ -189,6 +200,13 @@ class _Prices:
             "reasoning": wire(price.reasoning),
             "per": "million tokens",
         }
+
+
+async def _stream_log(settings: Settings) -> StreamLog:
+    if settings.stream_log_url is None:
+        return LocalStreamLog(settings.home_dir / "streams.db", clock=clock.now)
+    retention_seconds = settings.stream_retention_hours * 3600
+    return await SharedStreamLog.open(settings.stream_log_url, clock=clock.now, retention_seconds=retention_seconds)
 
 
 def _limits(settings: Settings) -> Limits:

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from parshall.accounting.signing import read_secrets
+from parshall.chat.streams.address import Address
 from parshall.kernel.errors import StartupError
 
 PREFIX = "PARSHALL_"
@@ -54,6 +55,11 @@ class Settings(BaseSettings):
     auth_database_url: str | None = Field(None, description="Database of auth: postgresql://… or sqlite:///path.")
     accounting_database_url: str | None = Field(None, description="Database of accounting, likewise.")
     chat_database_url: str | None = Field(None, description="Database of chat, likewise.")
+    stream_log_url: str | None = Field(
+        None,
+        description="Valkey or Redis for the stream log, as valkey://user:password@host:port/database, or valkeys:// "
+        "for TLS; by default it is a file in HOME_DIR.",
+    )
     database_connections: int = Field(
         8, ge=2, le=500, description="Most connections that each service of this process holds to PostgreSQL."
     )
@@ -172,6 +178,14 @@ class Settings(BaseSettings):
         if value is not None:
             _check_password_is_apart(value)
             _check_store(value)
+        return value
+
+    @field_validator("stream_log_url")
+    @classmethod
+    def _known_place(cls, value: str | None) -> str | None:
+        if value is not None:
+            Address.parse(value)
+            _check_password_is_apart(value)
         return value
 
     @field_validator("webhook_url")

@@ -3,6 +3,7 @@
 import asyncio
 
 from parshall.accounting.service import Accounting
+from parshall.chat.ports import LogUnavailable
 from parshall.chat.streaming import Streaming
 from parshall.kernel.clock import SECOND, Clock
 from parshall.kernel.errors import Unavailable
@@ -32,7 +33,7 @@ class Sweeper:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 await self._pass(passes)
-            except Unavailable as error:  # a database that is down says nothing about this code
+            except (Unavailable, LogUnavailable) as error:  # what is down says nothing about this code
                 _logger.warning("sweep_put_off", reason=error.detail)
             except Exception:
                 _logger.exception("sweep_failed")

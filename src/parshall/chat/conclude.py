@@ -34,15 +34,13 @@ class Concluder:
         self._records = records
         self._on_end = on_end
 
-    async def conclude(self, stream: Stream, ending: Ending, *, text: str, lease: Lease, next_offset: int) -> Stream:
-        """End, settle and close a stream that this process holds. Raises LeaseLost if it does not."""
-        ended = await self._end(stream, ending, text=text, lease=lease)
+    async def end(self, stream: Stream, ending: Ending, *, text: str, lease: Lease) -> Stream:
+        """Keep how a stream that this process holds has ended, then settle it. Raises LeaseLost, Unavailable."""
+        ended = await self._keep_end(stream, ending, text=text, lease=lease)
         self._on_end(stream.id)
-        settled = await self.settle(ended)
-        await self.close(settled, lease, next_offset=next_offset)
-        return settled
+        return await self.settle(ended)
 
-    async def _end(self, stream: Stream, ending: Ending, *, text: str, lease: Lease) -> Stream:
+    async def _keep_end(self, stream: Stream, ending: Ending, *, text: str, lease: Lease) -> Stream:
         """Keep how it ended, in spite of a database that is away for a moment: a later sweep would know less.
 
         An end that was kept without an answer meets itself as LeaseLost; the sweep then settles and closes.

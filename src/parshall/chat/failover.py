@@ -8,9 +8,10 @@ from parshall.chat.catalog import Catalog, Choice
 from parshall.chat.frames import model_frame
 from parshall.chat.meter import Meter
 from parshall.chat.model import Ask, Message, Stream
-from parshall.chat.ports import Lease, LeaseLost, Ledger, Prompt, Provider, ProviderFailure, StreamLog
+from parshall.chat.ports import Lease, LeaseLost, Ledger, Prompt, Provider, ProviderFailure
 from parshall.chat.prompt import compose_prompt
 from parshall.chat.records import Records
+from parshall.chat.writer import Writer
 from parshall.kernel.errors import ParshallError, Unavailable
 from parshall.kernel.telemetry import log
 
@@ -68,20 +69,17 @@ class Conversation:
 class Failover:
     """Hands streams over to the next model, under the reservation that they have."""
 
-    def __init__(
-        self, *, catalog: Catalog, ledger: Ledger, stream_log: StreamLog, records: Records, slice_tokens: int
-    ) -> None:
+    def __init__(self, *, catalog: Catalog, ledger: Ledger, records: Records, slice_tokens: int) -> None:
         """What every stream of this process shares."""
         self._catalog = catalog
         self._ledger = ledger
-        self._log = stream_log
         self._records = records
         self._slice_tokens = slice_tokens
 
     async def next(
-        self, stream: Stream, conversation: Conversation, *, tried: set[str], lease: Lease, offset: int
+        self, stream: Stream, conversation: Conversation, *, tried: set[str], lease: Lease, writer: Writer
     ) -> Attempt | None:
-        """The attempt with the first stand-in that is able, announced as the event `offset`; None where none is.
+        """The attempt with the first stand-in that is able, announced as the next event; None where none is.
 
         `tried` are models that are not asked again; those that this looks at are added. Raises LeaseLost,
         LogUnavailable.
@@ -98,8 +96,7 @@ class Failover:
                     return None
                 _logger.info("stand_in_passed_over", stream=stream.id, model=choice.card.id, reason=str(refusal))
                 continue
-            frame = model_frame(choice.card.id, offset, fallback_applied=True)
-            await self._log.append(lease, [frame], first_offset=offset)
+            await writer.write([model_frame(choice.card.id, writer.next_offset, fallback_applied=True)])
             return attempt
         return None
 

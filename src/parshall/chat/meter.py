@@ -1,6 +1,13 @@
 """The meter of one stream: counts output tokens against what has been paid for, and says when more must be reserved."""
 
+import asyncio
+
+from parshall.chat.ports import Ledger
+from parshall.kernel.errors import ParshallError
+from parshall.kernel.ids import StreamId
 from parshall.kernel.metering import Slice
+
+EXTEND_RETRY_SECONDS = 0.2
 
 
 class Meter:
@@ -44,3 +51,14 @@ class Meter:
     def refuse(self) -> None:
         """Accounting gives no more: the stream ends with the last paid token."""
         self.final = True
+
+
+async def extension(ledger: Ledger, stream_id: StreamId, step: int, output_tokens: int) -> Slice:
+    """The answer to one step, which is repeated while accounting is away. Raises what it refuses with."""
+    while True:
+        try:
+            return await ledger.extend(stream_id=stream_id, step=step, output_tokens=output_tokens)
+        except ParshallError as error:
+            if error.status != 503:
+                raise
+        await asyncio.sleep(EXTEND_RETRY_SECONDS)

@@ -182,10 +182,19 @@ class Provider(Protocol):
         ...
 
 
+# ── StreamLog ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 EVENTS_PER_READ_MAX = 512
 """Frames handed to a reader at a time."""
 
-# ── StreamLog ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The most that a log keeps of one stream. Producers end their stream at half of it, so that its end has room."""
+
+    events_max: int = 1 << 18
+    bytes_max: int = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +224,21 @@ class LogUnavailable(ParshallError):
     default = "The stream log cannot be reached; try again shortly."
 
 
+class LogAway(LogUnavailable):
+    """The log cannot be reached. It may have kept what it was given: giving it the same again is safe."""
+
+    default = "The stream log cannot be reached now; try again shortly."
+
+    def __init__(self, detail: str | None = None, /) -> None:
+        super().__init__(detail, headers={"Retry-After": "1"})
+
+
+class LogLost(LogUnavailable):
+    """The log has lost events of a stream for good, so that nothing more of it can be kept."""
+
+    default = "The stream log has lost this stream; read the answer in the chat session's history once it has ended."
+
+
 class Tail(Protocol):
     """One reader's place in a stream; iterate it. An empty batch says that the stream was silent for a while."""
 
@@ -239,31 +263,40 @@ class Tail(Protocol):
 class StreamLog(Protocol):
     """The events of streams, in order, from offset 1. An event is visible to readers only once it is kept (S1)."""
 
+    bounds: Bounds
+
     async def acquire(self, stream_id: StreamId, *, owner: str, at: int, until: int) -> Lease | None:
-        """Take the stream if nobody holds an unexpired lease on it; None while somebody else does."""
+        """Take the stream if nobody holds an unexpired lease on it; None while somebody else does.
+
+        Instants in microseconds since the epoch. Raises LogUnavailable.
+        """
         ...
 
     async def renew(self, lease: Lease, *, until: int) -> Lease:
-        """Hold it for longer. Raises LeaseLost."""
+        """Hold it for longer. Raises LeaseLost, LogUnavailable."""
         ...
 
     async def release(self, lease: Lease) -> None:
-        """Give the stream up, so that another may acquire it at once."""
+        """Give the stream up, so that another may acquire it at once. Raises LeaseLost, LogUnavailable."""
         ...
 
     async def append(self, lease: Lease, frames: Sequence[bytes], *, first_offset: int) -> None:
         """Keep frames as the events `first_offset`, `first_offset` + 1, …; returns once readers can see them.
 
-        Raises LeaseLost for a stale epoch, LogUnavailable when the log cannot keep them.
+        Raises LeaseLost for a stale epoch, LogUnavailable when the log cannot keep them: LogAway where the same append
+        may succeed later, LogLost where none will.
         """
         ...
 
     async def close_stream(self, lease: Lease) -> None:
-        """No event follows; tails end after the last. The lease ends with it. Raises LeaseLost."""
+        """No event follows; tails end after the last. The lease ends with it. Raises LeaseLost, LogUnavailable."""
         ...
 
     async def read(self, stream_id: StreamId, *, after: int, limit: int) -> tuple[list[bytes], bool]:
-        """At most `limit` frames after that offset, and whether the stream ends with them (closed, none left)."""
+        """At most `limit` frames after that offset, and whether the stream ends with them (closed, none left).
+
+        A stream that the log does not know gives none and has ended. Raises LogUnavailable.
+        """
         ...
 
     async def tail(self, stream_id: StreamId, *, after: int, silence_seconds: float) -> Tail:
@@ -271,7 +304,11 @@ class StreamLog(Protocol):
         ...
 
     async def trim(self, *, closed_before: int) -> int:
-        """Forget streams closed before that instant (microseconds); how many."""
+        """Forget streams closed before that instant (microseconds); how many. Raises LogUnavailable."""
+        ...
+
+    async def check(self) -> None:
+        """Raises LogUnavailable unless the log answers."""
         ...
 
     async def close(self) -> None:

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable
 
 from parshall.chat.model import Outcome, Stream
-from parshall.chat.ports import LeaseLost, LogUnavailable, StreamLog
+from parshall.chat.ports import LeaseLost, LogAway, LogUnavailable, StreamLog
 from parshall.chat.turn import Producer
 from parshall.kernel.clock import SECOND, Clock
 from parshall.kernel.errors import Unavailable
@@ -117,6 +117,8 @@ class Producers:
                     producer.lease = await self._log.renew(producer.lease, until=self.lease_until())
                 except LeaseLost:
                     producer.stop(Outcome.INTERRUPTED)
+                except LogAway:  # which it says itself, once for all streams
+                    continue
                 except LogUnavailable as error:
                     _logger.warning("lease_not_renewed", stream=producer.stream.id, reason=error.detail)
 

@@ -1,11 +1,22 @@
 """Adoption: what a dead producer left undone is ended, settled from the log and closed; each step may be repeated."""
 
+import contextlib
 import uuid
 from collections.abc import Container
 
 from parshall.chat.conclude import Concluder
+from parshall.chat.frames import text_frame
 from parshall.chat.model import Ending, Outcome, Stream
-from parshall.chat.ports import EVENTS_PER_READ_MAX, Lease, Ledger, StreamLog
+from parshall.chat.ports import (
+    EVENTS_PER_READ_MAX,
+    Lease,
+    LeaseLost,
+    Ledger,
+    LogAway,
+    LogUnavailable,
+    StreamLog,
+    TextDelta,
+)
 from parshall.chat.producers import Producers
 from parshall.chat.records import Records
 from parshall.kernel import sse
@@ -57,6 +68,9 @@ class Recovery:
             stream = await self._records.find(found.id)
             try:
                 moved += stream is not None and await self._move_on(stream, undo_before)
+            except LogAway as error:  # nothing of the rest could be moved on either
+                _logger.warning("sweep_cut_short", reason=error.detail)
+                break
             except ParshallError as error:
                 _logger.warning("stream_not_recovered", stream=found.id, reason=error.detail)
         return moved
@@ -74,11 +88,15 @@ class Recovery:
         )
         if lease is None:
             return await self._note_closed(stream)
-        logged = await self._logged(stream)
-        if stream.ending is None:
-            await self._adopt(stream, lease, logged)
-        else:
-            await self._finish(stream, lease, logged)
+        try:
+            logged = await self._logged(stream)
+            if stream.ending is None:
+                await self._adopt(stream, lease, logged)
+            else:
+                await self._finish(stream, lease, logged)
+        finally:  # a log that was closed has no lease; one that could not be is free for the next sweep
+            with contextlib.suppress(LeaseLost, LogUnavailable):
+                await self._log.release(lease)
         return True
 
     async def _undo(self, stream: Stream) -> bool:
@@ -116,15 +134,30 @@ class Recovery:
             ended_at=self._clock(),
             retryable=True,
         )
-        await self._concluder.conclude(stream, ending, text=logged.text, lease=lease, next_offset=logged.events + 1)
+        ended = await self._concluder.end(stream, ending, text=logged.text, lease=lease)
+        await self._concluder.close(ended, lease, next_offset=logged.events + 1)
 
     async def _finish(self, stream: Stream, lease: Lease, logged: "Logged") -> None:
         """Settle and close a stream whose process died between its end and the closing of its log."""
         settled = stream if stream.settlement is not None else await self._concluder.settle(stream)
-        if logged.has_terminal:
+        if logged.has_terminal or logged.events == 0:  # without any event it was lost, and stays forgotten
             await self._concluder.seal(settled, lease)
         else:
-            await self._concluder.close(settled, lease, next_offset=logged.events + 1)
+            added = await self._add_rest(settled, lease, logged)
+            await self._concluder.close(settled, lease, next_offset=logged.events + 1 + added)
+
+    async def _add_rest(self, stream: Stream, lease: Lease, logged: "Logged") -> int:
+        """Log what came while the log was away, as one event: readers get the answer that was kept; how many events."""
+        assert stream.ending is not None
+        kept = await self._records.answer(stream.id)
+        text = kept.removeprefix(logged.text)
+        if not kept.startswith(logged.text) or not text:
+            return 0
+        total = max(stream.ending.usage.output_tokens, logged.tokens)
+        offset = logged.events + 1
+        rest = text_frame(TextDelta(text, total - logged.tokens), offset, total)
+        await self._log.append(lease, [rest], first_offset=offset)
+        return 1
 
     async def _logged(self, stream: Stream) -> "Logged":
         logged = Logged()

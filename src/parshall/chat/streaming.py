@@ -1,6 +1,7 @@
 """The use cases of streams: ask, attach, stop, acknowledge, recover."""
 
 import asyncio
+import contextlib
 import uuid
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from parshall.chat.model import (
     StreamForgotten,
     title_from,
 )
-from parshall.chat.ports import Lease, Ledger, Prompt, Provider, StreamLog
+from parshall.chat.ports import Lease, Ledger, LogAway, Prompt, Provider, StreamLog
 from parshall.chat.producers import Producers
 from parshall.chat.reader import Reader
 from parshall.chat.records import Records
@@ -100,7 +101,6 @@ class Streaming:
             failover=Failover(
                 catalog=catalog,
                 ledger=ledger,
-                stream_log=stream_log,
                 records=self.records,
                 slice_tokens=limits.slice_tokens,
             ),
@@ -226,6 +226,8 @@ class Streaming:
         try:
             granted = await self._reserve(stream, prompt)
             lease = await self._log_opening(stream, granted)
+            if lease.epoch != stream.epoch:  # an opening that failed before left its lease in the log
+                await self.records.claim(stream.id, epoch=lease.epoch)
         except BaseException as error:
             if not isinstance(error, InsufficientCredits):
                 await self._void(stream.id)
@@ -287,12 +289,16 @@ class Streaming:
         """A reader of the events after that offset. Raises StreamForgotten once the log no longer holds them."""
         producer = self.producers.get(stream_id)
         tail = await self._log.tail(stream_id, after=after, silence_seconds=SILENCE_SECONDS)
-        if producer is None:
-            frames, at_end = await self._log.read(stream_id, after=0, limit=1)
-            if not frames and at_end:
-                tail.close()
-                raise StreamForgotten
+        if producer is None and await self._forgotten(stream_id):
+            tail.close()
+            raise StreamForgotten
         return Reader(tail, producer, after=after)
+
+    async def _forgotten(self, stream_id: StreamId) -> bool:
+        """Whether the log no longer holds a stream. One that is away says nothing: its tail sends the reader away."""
+        with contextlib.suppress(LogAway):
+            return await self._log.read(stream_id, after=0, limit=1) == ([], True)
+        return False
 
     # ── Stop ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

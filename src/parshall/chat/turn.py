@@ -12,6 +12,7 @@ from parshall.chat.charge import Counted, charged
 from parshall.chat.conclude import Concluder
 from parshall.chat.failover import Attempt, Conversation, Failover, Retries
 from parshall.chat.frames import beginning, joined, text_frame
+from parshall.chat.meter import extension
 from parshall.chat.model import Ending, Outcome, Stream
 from parshall.chat.ports import (
     Delta,
@@ -25,13 +26,13 @@ from parshall.chat.ports import (
     TextDelta,
     UsageReport,
 )
+from parshall.chat.writer import Writer
 from parshall.kernel.clock import Clock
 from parshall.kernel.errors import InsufficientCredits, ParshallError
 from parshall.kernel.metering import Usage
 from parshall.kernel.telemetry import log
 
 EXTEND_SECONDS_MAX = 5.0
-EXTEND_RETRY_SECONDS = 0.2
 OPENING_EVENTS = 2
 """`session` and `model` come before the first chunk."""
 
@@ -67,7 +68,7 @@ class Producer:
         self._tried = {first.stream.model_id}
         self._parts = parts
         self._opening = OPENING_EVENTS
-        self._next_offset = OPENING_EVENTS + 1
+        self._writer = Writer(parts.stream_log, lease, next_offset=OPENING_EVENTS + 1)
         self._texts: list[str] = []
         self._totals: list[int] = []
         self._gathered: list[TextDelta] = []
@@ -93,23 +94,23 @@ class Producer:
     async def run(self) -> Stream:
         """Produce the stream to its end and return it settled (or pending). Raises LeaseLost when fenced."""
         self._task = asyncio.current_task()
+        try:
+            outcome = await self._generate_in_time()
+            return await self._end(outcome)
+        finally:
+            await self._writer.close()
+
+    async def _generate_in_time(self) -> Outcome:
         timer = asyncio.get_running_loop().call_later(self._parts.stream_seconds_max, self.stop, Outcome.TIMEOUT)
         self.audience.watch()
         try:
-            outcome = await self._generate()
+            return await self._generate()
         finally:
             timer.cancel()
             self.audience.close()
             if self._extension is not None:
                 self._extension.cancel()
                 await asyncio.gather(self._extension, return_exceptions=True)
-        return await self._parts.concluder.conclude(
-            self.stream,
-            self._ending(outcome),
-            text="".join(self._texts),
-            lease=self.lease,
-            next_offset=self._next_offset,
-        )
 
     def stop(self, outcome: Outcome) -> None:
         """Have the stream end with this outcome after the event that is being logged; the first caller decides."""
@@ -169,12 +170,11 @@ class Producer:
     async def _fail_over(self) -> bool:
         """Have another model answer; False where none can."""
         attempt = await self._parts.failover.next(
-            self.stream, self._conversation, tried=self._tried, lease=self.lease, offset=self._next_offset
+            self.stream, self._conversation, tried=self._tried, lease=self.lease, writer=self._writer
         )
         if attempt is None:
             return False
         self._attempt, self._meter = attempt, attempt.meter
-        self._next_offset += 1
         self._opening += 1
         return True
 
@@ -213,6 +213,9 @@ class Producer:
                 case Finish():
                     self._finish_reason = delta.reason
         await self._log_gathered()
+        if self._writer.full:
+            self._finish_reason = "length"
+            return Outcome.COMPLETED
         if self._meter.runs_low and self._extension is None:
             self._extension = asyncio.create_task(self._extend())
         return None
@@ -245,17 +248,16 @@ class Producer:
         frames: list[bytes] = []
         for event in events:
             total += event.tokens
-            frames.append(text_frame(event, self._next_offset + len(frames), total))
+            frames.append(text_frame(event, self._writer.next_offset + len(frames), total))
         try:
-            await self._parts.stream_log.append(self.lease, frames, first_offset=self._next_offset)
+            await self._writer.write(frames)
         except LogUnavailable:
-            self._meter.used = before  # what the log does not hold is neither charged nor kept (S4)
+            self._meter.used = before  # what the log will not hold is neither charged nor kept (S4)
             raise
         self._keep(events, before)
 
     def _keep(self, events: Sequence[TextDelta], total: int) -> None:
-        """Note what the log now holds."""
-        self._next_offset += len(events)
+        """Note what the log now holds, or will."""
         for event in events:
             total += event.tokens
             self._totals.append(total)
@@ -283,7 +285,7 @@ class Producer:
         output_tokens = max(self._parts.slice_tokens, missing)
         try:
             async with asyncio.timeout(EXTEND_SECONDS_MAX):
-                await self._extend_by(step, output_tokens)
+                self._meter.extend(await extension(self._parts.ledger, self.stream.id, step, output_tokens))
         except InsufficientCredits:
             self._meter.refuse()
         except (TimeoutError, ParshallError) as error:
@@ -296,22 +298,17 @@ class Producer:
         finally:
             self._extension = None
 
-    async def _extend_by(self, step: int, output_tokens: int) -> None:
-        """Repeat one step until it is answered."""
-        while True:
-            try:
-                granted = await self._parts.ledger.extend(
-                    stream_id=self.stream.id, step=step, output_tokens=output_tokens
-                )
-            except ParshallError as error:
-                if error.status != 503:
-                    raise
-                await asyncio.sleep(EXTEND_RETRY_SECONDS)
-            else:
-                self._meter.extend(granted)
-                return
-
     # ── Ending ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _end(self, outcome: Outcome) -> Stream:
+        """Keep the answer and settle it before anything waits for a log that is away; then close the log."""
+        concluder = self._parts.concluder
+        ended = await concluder.end(self.stream, self._ending(outcome), text="".join(self._texts), lease=self.lease)
+        if await self._writer.finish():
+            await concluder.close(ended, self.lease, next_offset=self._writer.next_offset)
+        else:
+            _logger.warning("log_left_to_the_sweep", stream=self.stream.id)
+        return ended
 
     def _ending(self, outcome: Outcome) -> Ending:
         usage, source = charged(outcome, self._reported, self._counted())

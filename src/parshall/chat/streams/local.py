@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parshall.chat.ports import EVENTS_PER_READ_MAX, Lease, LeaseLost, LogUnavailable
-from parshall.chat.streams.tail import Live, LocalTail
+from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, Lease, LeaseLost, LogUnavailable
+from parshall.chat.streams.tail import FeedTail, Live
 from parshall.kernel.clock import Clock
 from parshall.kernel.errors import StartupError
 from parshall.kernel.ids import StreamId
@@ -33,9 +33,17 @@ _TRIMMABLE = "SELECT key FROM log_streams WHERE closed_at < ? LIMIT ?"
 _INSERT = "INSERT INTO log_events (key, position, frame) VALUES (?, ?, ?)"
 
 
+_EXTENT = "SELECT coalesce(max(position), 0), coalesce(sum(length(frame)), 0) FROM log_events WHERE key = ?"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Kept(Live):
+    key: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Append:
-    live: Live
+    live: _Kept
     frames: Sequence[bytes]
     first_offset: int
     kept: "asyncio.Future[None]"
@@ -44,11 +52,12 @@ class _Append:
 class LocalStreamLog:
     """The stream log of a single process; the file must belong to this process alone."""
 
-    def __init__(self, path: Path, *, clock: Clock) -> None:
+    def __init__(self, path: Path, *, clock: Clock, bounds: Bounds | None = None) -> None:
         """Open or make the log. Leases of an earlier process are void: it no longer runs. Raises StartupError."""
+        self.bounds = bounds or Bounds()
         self._path = path
         self._clock = clock
-        self._live: dict[StreamId, Live] = {}
+        self._live: dict[StreamId, _Kept] = {}
         self._pending: list[_Append] = []
         self._reading = threading.Lock()
         try:
@@ -76,10 +85,10 @@ class LocalStreamLog:
         if row is None:
             return None
         key, epoch = row
-        (last,) = self._execute("SELECT coalesce(max(position), 0) FROM log_events WHERE key = ?", (key,)).fetchone()
+        last, size = self._execute(_EXTENT, (key,)).fetchone()
         lease = Lease(stream_id=stream_id, epoch=epoch, expires_at=until)
         previous = self._live.get(stream_id)
-        self._live[stream_id] = live = Live(key=key, lease=lease, last=last, expected=last + 1)
+        self._live[stream_id] = live = _Kept(key=key, lease=lease, last=last, expected=last + 1, size=size)
         if previous is not None:
             live.adopt(previous.tails)
         return lease
@@ -102,7 +111,11 @@ class LocalStreamLog:
         live = self._held(lease)
         if first_offset != live.expected:
             raise LogUnavailable(f"The log expects event {live.expected} next; the producer has lost its place.")
+        size = live.size + sum(map(len, frames))
+        if live.expected + len(frames) - 1 > self.bounds.events_max or size > self.bounds.bytes_max:
+            raise LogUnavailable("The log holds as much of this stream as it may.")
         live.expected += len(frames)
+        live.size = size
         loop = asyncio.get_running_loop()
         kept: asyncio.Future[None] = loop.create_future()
         if not self._pending:
@@ -123,14 +136,11 @@ class LocalStreamLog:
         """Frames from the file, in a thread."""
         return await asyncio.to_thread(self._read, stream_id, after, min(limit, EVENTS_PER_READ_MAX))
 
-    async def tail(self, stream_id: StreamId, *, after: int, silence_seconds: float) -> "LocalTail":
+    async def tail(self, stream_id: StreamId, *, after: int, silence_seconds: float) -> FeedTail:
         """Follow a stream that is produced here, or read out one that has ended."""
-        tail = LocalTail(
-            self.read, stream_id, live=self._live.get(stream_id), after=after, silence_seconds=silence_seconds
+        return FeedTail(
+            self.read, stream_id, feed=self._live.get(stream_id), after=after, silence_seconds=silence_seconds
         )
-        if tail.live is not None:
-            tail.live.tails.add(tail)
-        return tail
 
     async def trim(self, *, closed_before: int) -> int:
         """Forget the events of streams closed before that instant."""
@@ -142,6 +152,10 @@ class LocalStreamLog:
             trimmed += len(keys)
             await asyncio.sleep(0)  # let live streams commit in between
         return trimmed
+
+    async def check(self) -> None:
+        """See that the file can be read."""
+        self._execute("SELECT count(*) FROM log_streams WHERE key = 0", ()).close()
 
     async def close(self) -> None:
         """Commit what is pending, end every tail, and close the file."""
@@ -155,7 +169,7 @@ class LocalStreamLog:
             self._reader.close()
         self._writer.close()
 
-    def _held(self, lease: Lease) -> Live:
+    def _held(self, lease: Lease) -> _Kept:
         live = self._live.get(lease.stream_id)
         if live is None or live.lease.epoch != lease.epoch:
             raise LeaseLost
@@ -199,6 +213,7 @@ class LocalStreamLog:
             self._writer.execute("ROLLBACK")
         for append in pending:
             append.live.expected = append.live.last + 1
+            append.live.size -= sum(map(len, append.frames))
             if not append.kept.done():
                 append.kept.set_exception(LogUnavailable(f"The stream log could not be written ({error})."))
 

@@ -1,4 +1,4 @@
-"""Readers of a live stream in the process that produces it: the newest frames at hand, woken after each commit."""
+"""Readers of a live stream: the newest frames at hand, woken when there are more, whatever keeps them."""
 
 import asyncio
 from collections import deque
@@ -10,7 +10,7 @@ from parshall.chat.ports import EVENTS_PER_READ_MAX, Lease, LogUnavailable
 from parshall.kernel.ids import StreamId
 
 FRAMES_IN_MEMORY_MAX = 1024
-"""The newest frames of a live stream kept at hand; readers further behind read from the file."""
+"""The newest frames of a live stream kept at hand; readers further behind read from the log."""
 
 
 class Read(Protocol):
@@ -22,16 +22,15 @@ class Read(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class Live:
-    """A stream that is being produced here: `last` is the newest offset shown, `expected` the next to be appended."""
+class Feed:
+    """What readers here know of a live stream: `last` is the newest offset shown."""
 
-    key: int
-    lease: Lease
     last: int
-    expected: int
     frames: deque[bytes] = field(default_factory=deque)
-    tails: "set[LocalTail]" = field(default_factory=set)
+    tails: "set[FeedTail]" = field(default_factory=set)
     closed: bool = False
+    doubtful: bool = False
+    """Whether the log may have lost what is at hand: then readers must ask it."""
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """Show kept frames to the readers."""
@@ -41,36 +40,57 @@ class Live:
             self.frames.popleft()
         self.wake()
 
-    def adopt(self, tails: "set[LocalTail]") -> None:
-        """Take over the readers of an earlier lease."""
-        self.tails = tails
+    def adopt(self, tails: "set[FeedTail]") -> None:
+        """Take over the readers of an earlier feed."""
+        self.tails |= tails
         for tail in tails:
-            tail.live = self
+            tail.feed = self
+        self.wake()
 
     def wake(self) -> None:
         """Let every waiting reader look again."""
         for tail in self.tails:
             tail.wake()
 
+    def cut(self, error: LogUnavailable) -> None:
+        """Send every reader away: each gets the error instead of further frames."""
+        tails, self.tails = self.tails, set()
+        for tail in tails:
+            tail.cut(error)
+
     def after(self, offset: int) -> list[bytes] | None:
-        """Frames after `offset` that are at hand; None where the file must be asked."""
+        """Frames after `offset` that are at hand; None where the log must be asked."""
         skip = offset - (self.last - len(self.frames))
-        if skip < 0:
+        if skip < 0 or self.doubtful:
             return None
         if skip == 0 and len(self.frames) <= EVENTS_PER_READ_MAX:
             return list(self.frames)
         stop = min(len(self.frames), skip + EVENTS_PER_READ_MAX)
         return [self.frames[index] for index in range(skip, stop)]
 
+    def since(self, offset: int) -> list[bytes] | None:
+        """Every frame after `offset`; None where some are no longer at hand."""
+        skip = offset - (self.last - len(self.frames))
+        return None if skip < 0 else list(self.frames)[skip:]
 
-class LocalTail:
-    """A reader's place: frames at hand first, else from the file, else wait for the next commit."""
+
+@dataclass(slots=True, kw_only=True)
+class Live(Feed):
+    """A stream that is produced here: `expected` is the next offset to be appended, `size` the bytes given so far."""
+
+    lease: Lease
+    expected: int
+    size: int = 0
+
+
+class FeedTail:
+    """A reader's place: frames at hand first, else from the log, else wait for the next ones."""
 
     def __init__(
-        self, read: Read, stream_id: StreamId, *, live: Live | None, after: int, silence_seconds: float
+        self, read: Read, stream_id: StreamId, *, feed: Feed | None, after: int, silence_seconds: float
     ) -> None:
         """Start behind the offset `after`."""
-        self.live = live
+        self.feed = feed
         self._read = read
         self._stream_id = stream_id
         self._after = after
@@ -80,15 +100,21 @@ class LocalTail:
         self._quiet_since = 0.0
         self._fell_silent = False
         self._closed = False
+        self._error: LogUnavailable | None = None
         self.ended = False
+        if feed is not None:
+            feed.tails.add(self)
 
-    def __aiter__(self) -> "LocalTail":
+    def __aiter__(self) -> "FeedTail":
         """The tail itself."""
         return self
 
     async def __anext__(self) -> Sequence[bytes]:
-        """The next frames; empty after a silence."""
+        """The next frames; empty after a silence. Raises LogUnavailable."""
         while not self._closed:
+            if self._error is not None:
+                self.close()
+                raise type(self._error)(self._error.detail)  # one of its own: an exception belongs to one task
             frames = await self._next()
             if frames:
                 self._after += len(frames)
@@ -105,25 +131,35 @@ class LocalTail:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def cut(self, error: LogUnavailable) -> None:
+        """Hand out nothing more but the error."""
+        self._error = error
+        self.wake()
+
     def close(self) -> None:
         """Leave the stream."""
         self._closed = True
-        if self.live is not None:
-            self.live.tails.discard(self)
+        if self.feed is not None:
+            self.feed.tails.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self.wake()
 
     async def _next(self) -> Sequence[bytes]:
-        if self.live is not None:
-            frames = self.live.after(self._after)
+        if self.feed is not None:
+            frames = self.feed.after(self._after)
             if frames is not None:
-                self.ended = not frames and self.live.closed
+                self.ended = not frames and self.feed.closed
                 return frames
         frames, at_end = await self._read(self._stream_id, after=self._after, limit=EVENTS_PER_READ_MAX)
+        if not frames and self.feed is not None:
+            news = self.feed.after(self._after)  # what came while the log was asked woke nobody
+            if news is not None:
+                self.ended = not news and self.feed.closed
+                return news
         self.ended = at_end and not frames
-        if not frames and not at_end and self.live is None:
+        if not frames and not at_end and self.feed is None:
             raise LogUnavailable("This stream is between two producers; come back shortly.")
         return frames
 
@@ -132,6 +168,8 @@ class LocalTail:
 
         One timer a reader, armed again only when it fires: a timer an event would cost more than the event.
         """
+        if self._error is not None:
+            return False
         loop = asyncio.get_running_loop()
         self._quiet_since = loop.time()
         self._waiter = loop.create_future()
