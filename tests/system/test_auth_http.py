@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -264,7 +264,56 @@ def test_the_token_of_a_removed_user_opens_nothing(client: TestClient, admin: di
     body = {"currentPassword": PASSWORD, "newPassword": "battery staple"}
     refused(client.get("/api/profile", headers=headers), 401, "user_gone")
     refused(client.put("/api/profile", headers=headers, json={"username": "other"}), 401, "user_gone")
-    refused(client.post("/api/change-password", headers=headers, json=body), 400, "wrong_password")
+    refused(client.post("/api/change-password", headers=headers, json=body), 401, "user_gone")
+    refused(client.post("/api/auth/logout-all", headers=headers), 401, "user_gone")
+
+
+def change_own_password(client: TestClient, session: Json) -> None:
+    body = {"currentPassword": PASSWORD, "newPassword": "battery staple"}
+    assert client.post("/api/change-password", headers=bearer(session["accessToken"]), json=body).status_code == 200
+
+
+def have_it_reset(client: TestClient, session: Json) -> None:
+    path, body = f"/api/admin/users/{session['user']['id']}/reset-password", {"newPassword": "battery staple"}
+    assert client.post(path, headers=as_user(client, "admin"), json=body).status_code == 200
+
+
+def log_out(client: TestClient, session: Json) -> None:
+    assert client.post("/api/auth/logout", headers=bearer(session["accessToken"])).status_code == 200
+
+
+def log_out_everywhere(client: TestClient, _session: Json) -> None:
+    assert client.post("/api/auth/logout-all", headers=as_user(client, "boss")).status_code == 200
+
+
+def replay(client: TestClient, session: Json) -> None:
+    for status in (200, 401):
+        token = {"refreshToken": session["refreshToken"]}
+        assert client.post("/api/auth/refresh", json=token).status_code == status
+
+
+@pytest.mark.parametrize("end", [change_own_password, have_it_reset, log_out, log_out_everywhere, replay])
+def test_an_access_token_ends_with_its_session_at_every_route_of_auths(
+    client: TestClient, admin: dict[str, str], end: Callable[[TestClient, Json], None]
+) -> None:
+    client.put("/api/admin/users/boss/role", headers=admin, json={"role": "admin"})
+    session = logged_in(client, "boss")
+    headers = bearer(session["accessToken"])
+    assert client.get("/api/admin/users", headers=headers).status_code == 200
+    end(client, session)
+    client.cookies.clear()
+    own = [("GET", "/api/profile"), ("PUT", "/api/profile"), ("POST", "/api/change-password")]
+    for method, path in [*own, ("POST", "/api/auth/logout-all"), *ADMINISTRATION]:
+        body = None if method in ("GET", "DELETE") else BODY | {"currentPassword": PASSWORD}
+        answer = client.request(method, path.replace("{id}", "admin"), json=body, headers=headers)
+        refused(answer, 401, "session_over")
+
+
+def test_the_tokens_that_a_change_of_password_answers_with_are_good_at_once(client: TestClient) -> None:
+    session = logged_in(client, "boss")
+    body = {"currentPassword": PASSWORD, "newPassword": "battery staple"}
+    fresh = client.post("/api/change-password", headers=bearer(session["accessToken"]), json=body).json()
+    assert client.get("/api/profile", headers=bearer(fresh["accessToken"])).status_code == 200
 
 
 # ── Administration ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -279,7 +328,7 @@ ADMINISTRATION = [
     ("POST", "/api/admin/users/{id}/reset-password"),
     ("DELETE", "/api/admin/users/{id}"),
 ]
-BODY = {
+BODY: Json = {
     "username": "new",
     "email": "n@example.org",
     "password": PASSWORD,

@@ -345,17 +345,17 @@ async def test_a_logout_ends_its_own_session_only(auth: Auth) -> None:
     assert await auth.refresh(there.refresh_token)
 
 
-async def test_an_access_token_is_enough_to_end_its_session(auth: Auth) -> None:
+async def test_an_access_token_is_enough_to_end_its_session(auth: Auth, clock: Hands) -> None:
     await alice(auth)
     here, there = [await auth.login("alice", PASSWORD, HERE) for _ in range(2)]
-    await auth.logout_session(here.access_token)
+    await auth.logout_session((await verifier(auth, clock).verify(here.access_token)).session_id)
     with pytest.raises(model.RefreshRefused):
         await auth.refresh(here.refresh_token)
     assert await auth.refresh(there.refresh_token)
 
 
 @pytest.mark.parametrize("cause", ["logout-all", "change", "reset", "delete"])
-async def test_every_session_of_the_user_ends_with(auth: Auth, cause: str) -> None:
+async def test_every_session_of_the_user_ends_with(auth: Auth, clock: Hands, cause: str) -> None:
     user = await alice(auth)
     await auth.create_user("bob", "b@example.org", PASSWORD)
     sessions = [await auth.login("alice", PASSWORD, HERE) for _ in range(2)]
@@ -371,7 +371,21 @@ async def test_every_session_of_the_user_ends_with(auth: Auth, cause: str) -> No
     for session in sessions:
         with pytest.raises(model.RefreshRefused):
             await auth.refresh(session.refresh_token)
+        named = await verifier(auth, clock).verify(session.access_token)
+        with pytest.raises(model.UserGone if cause == "delete" else model.SessionOver):
+            await auth.present(named.user_id, named.session_id)
     assert await auth.refresh(other.refresh_token)
+
+
+async def test_a_session_is_over_for_whoever_it_does_not_belong_to(auth: Auth, clock: Hands) -> None:
+    user = await alice(auth)
+    bob = await auth.create_user("bob", "b@example.org", PASSWORD)
+    session = await auth.login("alice", PASSWORD, HERE)
+    named = await verifier(auth, clock).verify(session.access_token)
+    assert await auth.present(user.id, named.session_id) == user
+    for user_id, session_id in ((bob.id, named.session_id), (user.id, "")):
+        with pytest.raises(model.SessionOver):
+            await auth.present(user_id, session_id)
 
 
 async def test_a_changed_password_replaces_the_old_and_opens_a_session(auth: Auth) -> None:

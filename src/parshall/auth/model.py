@@ -187,6 +187,14 @@ class RefreshRefused(Unauthenticated):
     default = "This session is over; log in again."
 
 
+class SessionOver(Unauthenticated):
+    """The access token is valid and the login that it stems from has ended."""
+
+    code = "session_over"
+    title = "Session over"
+    default = "The session of this access token has ended; log in again."
+
+
 class UserGone(Unauthenticated):
     """The access token is valid and its user no longer exists."""
 

@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Sequence
 from typing import NoReturn
 
-from joserfc import jwt
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
@@ -18,7 +17,7 @@ from parshall.kernel.database import Database
 from parshall.kernel.errors import NotFound, ParshallError
 from parshall.kernel.ids import UserId, new_id
 from parshall.kernel.telemetry import log
-from parshall.kernel.tokens import ALGORITHM, Role
+from parshall.kernel.tokens import Role
 
 REFRESH_SECONDS = 30 * 86_400
 ADMIN_USERNAME = "admin"
@@ -87,6 +86,17 @@ class Auth(Issuer):
     async def find_user(self, who: str) -> User:
         """The user with this id, username or e-mail address. Raises NotFound."""
         return await self._database.read(lambda connection: _found(connection, who))
+
+    async def present(self, user_id: UserId, session_id: str) -> User:
+        """The user of an access token. Raises UserGone, or SessionOver where the session has ended."""
+
+        def look(connection: Connection) -> tuple[User, bool]:
+            return _present(connection, user_id), store.family_lives(connection, session_id, user_id)
+
+        user, lives = await self._database.read(look)
+        if not lives:
+            raise model.SessionOver
+        return user
 
     async def resolve(self, who: str) -> UserId:
         """The id of the user with this id, username or e-mail address. Raises NotFound."""
@@ -212,10 +222,9 @@ class Auth(Issuer):
         """End the session that this refresh token belongs to; an unknown one has none."""
         await self._database.write(lambda c: store.delete_family_of(c, digest(refresh_token)))
 
-    async def logout_session(self, access_token: str) -> None:
-        """End the session that this access token stems from. The caller has verified the token."""
-        claims = jwt.decode(access_token, await self.key_set(), algorithms=[ALGORITHM]).claims
-        await self._database.write(lambda c: store.delete_family(c, str(claims.get("sid", ""))))
+    async def logout_session(self, session_id: str) -> None:
+        """End the session that an access token names (`sid`)."""
+        await self._database.write(lambda connection: store.delete_family(connection, session_id))
 
     async def logout_all(self, user_id: UserId) -> None:
         """End every session of the user."""

@@ -223,6 +223,12 @@ def consume_token(connection: Connection, digest: str, *, at: int) -> bool:
     return used.one_or_none() is not None
 
 
+def family_lives(connection: Connection, family_id: str, user_id: UserId) -> bool:
+    """Whether this session of the user has not ended."""
+    family = and_(refresh_families.c.id == family_id, refresh_families.c.user_id == user_id)
+    return connection.execute(select(refresh_families.c.id).where(family)).first() is not None
+
+
 def delete_family(connection: Connection, family_id: str) -> None:
     """Revoke every token of the family."""
     connection.execute(delete(refresh_families).where(refresh_families.c.id == family_id))

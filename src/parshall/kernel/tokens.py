@@ -42,7 +42,10 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """The verified caller: a user, or a service (`scopes` then says what it may do, `user_id` is its name)."""
+    """The verified caller: a user, or a service (`scopes` then says what it may do, `user_id` is its name).
+
+    `session_id` names the login that a user's token stems from (`sid`); auth alone knows whether it has ended.
+    """
 
     user_id: UserId
     username: str
@@ -50,6 +53,7 @@ class Principal:
     role: Role
     scopes: frozenset[str] = frozenset()
     is_service: bool = False
+    session_id: str = ""
 
     def require(self, role: Role) -> None:
         """Raises Forbidden unless the caller is a user of at least this role."""
@@ -136,8 +140,8 @@ def _principal(claims: dict[str, Any], *, issuer: str, at: int) -> tuple[Princip
 
 
 def _caller(claims: dict[str, Any]) -> Principal:
-    name, email, scope = claims.get("username", ""), claims.get("email", ""), claims.get("scope", "")
-    if not (isinstance(name, str) and isinstance(email, str) and isinstance(scope, str)):
+    name, email, scope, session = (claims.get(claim, "") for claim in ("username", "email", "scope", "sid"))
+    if not all(isinstance(claim, str) for claim in (name, email, scope, session)):
         raise Unauthenticated("The access token's claims have the wrong types; log in again.")
     service = claims.get("role") == "service"
     try:
@@ -151,6 +155,7 @@ def _caller(claims: dict[str, Any]) -> Principal:
         role=role,
         scopes=frozenset(scope.split()),
         is_service=service,
+        session_id=session,
     )
 
 
