@@ -554,8 +554,11 @@ OWN = [
     ("POST", "/api/admin/users/batch"),
     ("PUT", "/api/admin/users/boss/role"),
     ("POST", "/api/admin/users/boss/reset-password"),
+    ("POST", "/api/auth/api-keys"),
+    ("DELETE", "/api/auth/api-keys/%00"),
 ]
 MEMBERS = ["username", "email", "password", "refreshToken", "currentPassword", "newPassword", "role", "users"]
+MEMBERS += ["name", "scopes", "expiresAt"]
 
 
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:24])

@@ -9,32 +9,15 @@ import pytest_asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, delete, func, select
+from tests.identities import HERE, ISSUER, PASSWORD, Hands, alice, opened, verifier
 from tests.postgres import Engine
 
 from parshall.auth import model, store, tables
 from parshall.auth.model import NewUser
-from parshall.auth.passwords import PasswordHasher
 from parshall.auth.service import REFRESH_SECONDS, Auth
 from parshall.kernel.clock import DAY, SECOND
 from parshall.kernel.errors import NotFound, TooManyRequests, Unauthenticated
 from parshall.kernel.tokens import Role, TokenVerifier
-
-ISSUER = "http://127.0.0.1:8000"
-PASSWORD = "correct horse"
-HERE = "192.0.2.1"
-
-
-class Hands:
-    """A clock that the test turns."""
-
-    def __init__(self) -> None:
-        self.at = 1_800_000_000 * SECOND
-
-    def __call__(self) -> int:
-        return self.at
-
-    def turn(self, seconds: int) -> None:
-        self.at += seconds * SECOND
 
 
 @pytest.fixture
@@ -42,27 +25,11 @@ def clock() -> Hands:
     return Hands()
 
 
-async def opened(engine: Engine, clock: Hands) -> Auth:
-    database = engine.open("parshall.auth")
-    hasher = PasswordHasher(passes=1, memory_kib=8, lanes=1)
-    made = Auth(database, issuer=ISSUER, clock=clock, hasher=hasher)
-    await made.start()
-    return made
-
-
 @pytest_asyncio.fixture
 async def auth(engine: Engine, clock: Hands) -> AsyncIterator[Auth]:
     made = await opened(engine, clock)
     yield made
     await made.close()
-
-
-async def alice(auth: Auth, role: Role = Role.ENDUSER) -> model.User:
-    return await auth.create_user("alice", "Alice@example.org", PASSWORD, role)
-
-
-def verifier(auth: Auth, clock: Hands) -> TokenVerifier:
-    return TokenVerifier(auth.key_set, issuer=ISSUER, clock=clock)
 
 
 async def rows(auth: Auth, table: Any) -> int:

@@ -21,6 +21,7 @@ from parshall.app.local import Parts, local, open_database, prepare_home
 from parshall.app.page import guide, home_page
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
+from parshall.auth.service import Auth
 from parshall.chat.catalog import Catalog
 from parshall.chat.http import router as chat_router
 from parshall.chat.ports import Provider
@@ -78,7 +79,7 @@ async def system(settings: Settings) -> AsyncIterator[System]:
             parts=parts,
             chat=Chat(database, streaming=streaming, catalog=catalog, clock=clock.now),
             chat_database=database,
-            verifier=TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now),
+            verifier=_verifier(parts.auth, settings),
             readers=set(),
             settings=settings,
         )
@@ -170,6 +171,11 @@ class _Prices:
             "reasoning": wire(price.reasoning),
             "per": "million tokens",
         }
+
+
+def _verifier(auth: Auth, settings: Settings) -> TokenVerifier:
+    exchange = auth.api_keys.access_token
+    return TokenVerifier(auth.key_set, issuer=settings.issuer, clock=clock.now, exchange=exchange)
 
 
 def _limits(settings: Settings) -> Limits:

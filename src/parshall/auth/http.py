@@ -1,18 +1,22 @@
-"""The HTTP surface of auth: signing up and in, the own profile, and tokens for services."""
+"""The HTTP surface of auth: signing up and in, the own profile, and tokens for services and API keys."""
 
 from fastapi import APIRouter, Request, Response
 
 from parshall.auth import keys
 from parshall.auth.edge import Document, Email, NewPassword, Present, Service, SignupBody, Username
 from parshall.auth.http_admin import router as administration
+from parshall.auth.http_keys import router as api_keys
 from parshall.auth.model import Session
 from parshall.auth.service import REFRESH_SECONDS
 from parshall.auth.wire import client_credentials, discovery, user_document
 from parshall.kernel.errors import Unauthenticated
 from parshall.kernel.http import WireModel, current_principal
+from parshall.kernel.scopes import opens_to
+from parshall.kernel.tokens import API_KEY_PREFIX, PROFILE_SCOPE
 
 router = APIRouter(prefix="/api", tags=["auth"])
 router.include_router(administration)
+router.include_router(api_keys)
 wellknown = APIRouter(tags=["auth"])
 
 ACCESS_COOKIE = "accessToken"
@@ -126,7 +130,7 @@ def _address(request: Request) -> str:
 # ── The own profile ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/profile")
+@router.get("/profile", dependencies=[opens_to(PROFILE_SCOPE)])
 async def profile(caller: Present) -> Document:
     """The caller as auth knows them now."""
     return {"user": user_document(caller)}
@@ -169,9 +173,15 @@ _TOKEN_FORM: Document = {
     },
 )
 async def token(request: Request, auth: Service) -> Document:
-    """A service token for client credentials, as HTTP Basic or in the form (RFC 6749 §4.4)."""
+    """A token for client credentials, as HTTP Basic or in the form (RFC 6749 §4.4): a service's, or an API key.
+
+    An API key is its own name: it stands whole in `client_secret`, and `client_id` is empty or its prefix.
+    """
     asked = client_credentials(request.headers, await request.body())
-    granted = await auth.service_token(asked.client_id, asked.client_secret, asked.scope)
+    if asked.client_secret.startswith(API_KEY_PREFIX):
+        granted = await auth.api_keys.granted(asked.client_id, asked.client_secret, asked.scope, _address(request))
+    else:
+        granted = await auth.service_token(asked.client_id, asked.client_secret, asked.scope)
     return {
         "access_token": granted.access_token,
         "token_type": "Bearer",

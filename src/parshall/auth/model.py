@@ -224,7 +224,7 @@ class InvalidScope(Invalid):
 
     code = "invalid_scope"
     title = "Invalid scope"
-    default = f"Ask for scopes that this service has; there are {', '.join(sorted(SCOPES))}."
+    default = f"Ask for scopes that this service or API key has; services know {', '.join(sorted(SCOPES))}."
 
     def __init__(self, detail: str | None = None, /) -> None:
         """Say it in the words of RFC 6749 §5.2 too."""

@@ -8,7 +8,8 @@ from typing import NoReturn
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from parshall.auth import keys, model, store
+from parshall.auth import apikey_store, keys, model, store
+from parshall.auth.apikeys import ApiKeys
 from parshall.auth.issuer import Issuer, digest
 from parshall.auth.model import Credential, NewUser, Session, SigningKey, User
 from parshall.auth.passwords import AT_ONCE, LoginThrottle, PasswordHasher
@@ -43,6 +44,7 @@ class Auth(Issuer):
         self._hasher = hasher
         self._throttle = LoginThrottle()
         self._verifying = asyncio.Semaphore(AT_ONCE)
+        self.api_keys = ApiKeys(database, issuer=issuer, clock=clock)
 
     async def close(self) -> None:
         """Finish the hashes and transactions under way."""
@@ -88,10 +90,14 @@ class Auth(Issuer):
         return await self._database.read(lambda connection: _found(connection, who))
 
     async def present(self, user_id: UserId, session_id: str) -> User:
-        """The user of an access token. Raises UserGone, or SessionOver where the session has ended."""
+        """The user of an access token. Raises UserGone, or SessionOver where its login or API key has ended."""
+        at = self._clock()
 
         def look(connection: Connection) -> tuple[User, bool]:
-            return _present(connection, user_id), store.family_lives(connection, session_id, user_id)
+            return _present(connection, user_id), (
+                store.family_lives(connection, session_id, user_id)
+                or apikey_store.key_lives(connection, session_id, user_id, at=at)
+            )
 
         user, lives = await self._database.read(look)
         if not lives:
@@ -157,11 +163,19 @@ class Auth(Issuer):
         await self._database.write(remove)
 
     async def set_password(self, who: str, password: str) -> None:
-        """Give a user another password and end every session. Raises NotFound or UnfitPassword."""
+        """Give a user another password; every session and API key ends. Raises NotFound or UnfitPassword.
+
+        Whoever needs this may have lost the account to somebody else, who could have made keys.
+        """
         model.check_password(password)
         user_id = await self.resolve(who)
         hashed = await self._hasher.hash(password)
-        if not await self._database.write(lambda c: store.update_password(c, user_id, hashed, replacing=None)):
+
+        def replace(connection: Connection) -> bool:
+            apikey_store.delete_keys(connection, user_id)
+            return store.update_password(connection, user_id, hashed, replacing=None)
+
+        if not await self._database.write(replace):
             raise NotFound(_NO_USER)
 
     # ── Sessions ────────────────────────────────────────────────────────────────────────────────────────────────────

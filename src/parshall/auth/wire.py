@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote_plus
 from parshall.auth.model import SCOPES, InvalidClient, NewUser, User
 from parshall.kernel.clock import rfc3339
 from parshall.kernel.errors import Invalid, ParshallError
-from parshall.kernel.tokens import ALGORITHM
+from parshall.kernel.tokens import ALGORITHM, KEY_SCOPES
 
 FORM_FIELDS_MAX = 16
 _FORM = "application/x-www-form-urlencoded"
@@ -98,7 +98,7 @@ def discovery(issuer: str) -> dict[str, Any]:
         "response_types_supported": [],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": [ALGORITHM],
-        "scopes_supported": sorted(SCOPES),
+        "scopes_supported": sorted(SCOPES | KEY_SCOPES),
     }
 
 

@@ -11,8 +11,10 @@ from parshall.chat.model import PER_PAGE_MAX, receipt
 from parshall.chat.ports import ModelCard
 from parshall.kernel.headers import STREAM_ID_HEADER
 from parshall.kernel.http import User, problem
+from parshall.kernel.scopes import opens_to
+from parshall.kernel.tokens import CHAT_SCOPE
 
-router = APIRouter(prefix="/api", tags=["chat"])
+router = APIRouter(prefix="/api", tags=["chat"], dependencies=[opens_to(CHAT_SCOPE)])
 
 
 @router.post("/chat/sessions", status_code=201)

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parshall.kernel import headers as names
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
+from parshall.kernel.scopes import check_scope
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import Principal, Role
 
@@ -96,7 +97,9 @@ async def current_principal(request: Request) -> Principal:
         token = request.cookies.get("accessToken", "")
     if not token:
         raise Unauthenticated
-    principal: Principal = await request.app.state.verifier.verify(token.strip())
+    address = request.client.host if request.client else "unknown"
+    principal: Principal = await request.app.state.verifier.verify(token.strip(), address)
+    check_scope(principal, request)
     claimed = request.headers.get(names.USER_ID_HEADER)
     if claimed and not principal.is_service and claimed not in (principal.user_id, principal.username):
         raise Forbidden("X-User-ID names another user than the access token; leave the header out.")
@@ -104,7 +107,7 @@ async def current_principal(request: Request) -> Principal:
     return principal
 
 
-_documented = HTTPBearer(auto_error=False, description="The accessToken of POST /api/auth/login.")
+_documented = HTTPBearer(auto_error=False, description="The accessToken of POST /api/auth/login, or an API key.")
 
 
 async def _caller(

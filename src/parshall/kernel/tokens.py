@@ -10,7 +10,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
-from parshall.kernel.clock import SECOND, Clock
+from parshall.kernel.clock import INSTANT_MAX, SECOND, Clock
 from parshall.kernel.errors import Forbidden, Unauthenticated
 from parshall.kernel.ids import UserId
 
@@ -21,10 +21,22 @@ AUDIENCE = "parshall"
 TOKEN_BYTES_MAX = 8192
 VERIFIED_MAX = 10_000
 KEYS_REFRESH_SECONDS_MIN = 10
+API_KEY_PREFIX = "parshall_"
+"""How every API key begins, and the `client_id` of the tokens that it is exchanged for; no service is named so."""
+API_KEY_REMEMBERED_SECONDS = 30
+"""How long a service goes on taking an API key without asking auth again: as long as a revoked one still works."""
 LEEWAY_SECONDS = 30
+
+CHAT_SCOPE = "chat"
+CREDITS_SCOPE = "credits:read"
+PROFILE_SCOPE = "profile:read"
+KEY_SCOPES = frozenset({CHAT_SCOPE, CREDITS_SCOPE, PROFILE_SCOPE})
+"""What an API key can be allowed: to chat, to see the own credits and usage, to see the own profile."""
 
 KeySource = Callable[[], Awaitable[KeySet]]
 """Fetches the public keys that are in force."""
+Exchange = Callable[[str, str], Awaitable[str]]
+"""An access token for an API key that came from a network address. Raises Unauthenticated or TooManyRequests."""
 
 
 class Role(StrEnum):
@@ -44,7 +56,8 @@ class Role(StrEnum):
 class Principal:
     """The verified caller: a user, or a service (`scopes` then says what it may do, `user_id` is its name).
 
-    `session_id` names the login that a user's token stems from (`sid`); auth alone knows whether it has ended.
+    `session_id` names the login or API key that a user's token stems from (`sid`); auth alone knows whether it has
+    ended. A user's token is limited to `scopes` where `is_limited` says so, else it may do all that the user may.
     """
 
     user_id: UserId
@@ -53,6 +66,7 @@ class Principal:
     role: Role
     scopes: frozenset[str] = frozenset()
     is_service: bool = False
+    is_limited: bool = False
     session_id: str = ""
 
     def require(self, role: Role) -> None:
@@ -69,19 +83,21 @@ class Principal:
 class TokenVerifier:
     """Verifies access tokens against a key source and remembers each verdict until the token expires."""
 
-    def __init__(self, keys: KeySource, *, issuer: str, clock: Clock) -> None:
-        """`issuer` must equal the token's `iss` (RFC 9068 §4)."""
+    def __init__(self, keys: KeySource, *, issuer: str, clock: Clock, exchange: Exchange | None = None) -> None:
+        """`issuer` must equal the token's `iss` (RFC 9068 §4). Without `exchange` no API key is taken."""
         self._keys = keys
+        self._exchange = exchange
         self._issuer = issuer
         self._clock = clock
         self._key_set: KeySet | None = None
         self._fetched_at = 0
         self._verified: OrderedDict[str, tuple[Principal, int]] = OrderedDict()
 
-    async def verify(self, token: str) -> Principal:
-        """The principal of a valid token. Raises Unauthenticated.
+    async def verify(self, token: str, address: str = "") -> Principal:
+        """The principal of a valid token or API key. Raises Unauthenticated, and TooManyRequests for wrong keys.
 
-        A signature costs about 0.2 ms, hence the memory; it is bounded and forgets the longest unused.
+        `address` is where the request came from. A signature costs about 0.2 ms, hence the memory; it is bounded and
+        forgets the longest unused.
         """
         at = self._clock()
         known = self._verified.get(token)
@@ -90,7 +106,12 @@ class TokenVerifier:
             return known[0]
         if len(token) > TOKEN_BYTES_MAX:
             raise Unauthenticated("The access token is too long; log in again.")
-        principal, expires_at = _principal(await self._claims(token, at), issuer=self._issuer, at=at)
+        if self._exchange is not None and token.startswith(API_KEY_PREFIX):
+            exchanged, remembered = await self._exchange(token, address), at + API_KEY_REMEMBERED_SECONDS * SECOND
+        else:
+            exchanged, remembered = token, INSTANT_MAX
+        principal, expires_at = _principal(await self._claims(exchanged, at), issuer=self._issuer, at=at)
+        expires_at = min(expires_at, remembered)
         self._verified[token] = (principal, expires_at)
         if len(self._verified) > VERIFIED_MAX:
             self._verified.popitem(last=False)
@@ -155,6 +176,7 @@ def _caller(claims: dict[str, Any]) -> Principal:
         role=role,
         scopes=frozenset(scope.split()),
         is_service=service,
+        is_limited=not service and str(claims.get("client_id")).startswith(API_KEY_PREFIX),
         session_id=session,
     )
 
