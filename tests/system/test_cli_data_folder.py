@@ -134,9 +134,20 @@ def test_a_service_secret_is_printed_once_and_alone(commands: Commands) -> None:
         ("chat", ["accounting:settle"])
     ]
     assert secret not in commands.done("services", "list")
-    commands.done("signing-keys", "rotate")
     commands.done("services", "revoke", "chat")
     assert commands.run("services", "revoke", "chat").exit_code == 1
+
+
+def test_signing_keys_are_rotated_and_thrown_away(commands: Commands) -> None:
+    (first,) = commands.listed("signing-keys", "list")
+    commands.done("signing-keys", "rotate")
+    newer, older = commands.listed("signing-keys", "list")
+    assert older == first and newer["createdAt"] > first["createdAt"]
+    assert commands.run("signing-keys", "rotate", "--leaked").exit_code == 2
+    assert len(commands.listed("signing-keys", "list")) == 2
+    commands.done("signing-keys", "rotate", "--leaked", "--yes")
+    (only,) = commands.listed("signing-keys", "list")
+    assert only["kid"] not in (newer["kid"], older["kid"])
 
 
 def test_an_api_key_is_printed_once_listed_and_revoked(commands: Commands) -> None:

@@ -1,5 +1,6 @@
 """Every statement on the tables of auth; whoever calls owns the transaction."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -267,6 +268,11 @@ def hold_start(connection: Connection) -> None:
 def insert_key(connection: Connection, key: SigningKey) -> None:
     """Keep a signing key."""
     connection.execute(insert(signing_keys).values(kid=key.kid, private_pem=key.private_pem, created_at=key.created_at))
+
+
+def delete_keys_but(connection: Connection, kids: Sequence[str]) -> None:
+    """Forget all signing keys but these."""
+    connection.execute(delete(signing_keys).where(signing_keys.c.kid.not_in(kids)))
 
 
 # ── Services ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -98,4 +98,4 @@ def rotate() -> None:
 
     Example: parshall keys rotate
     """
-    signing_keys.rotate()
+    signing_keys.rotate(leaked=False, yes=False)

@@ -1,5 +1,6 @@
 """Access tokens (RFC 9068): who a caller is, and how every service verifies that without asking auth."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from parshall.kernel.clock import INSTANT_MAX, SECOND, Clock
-from parshall.kernel.errors import Forbidden, Unauthenticated
+from parshall.kernel.errors import Forbidden, Unauthenticated, Unavailable
 from parshall.kernel.ids import UserId
 
 ALGORITHM = "Ed25519"
@@ -21,6 +22,8 @@ AUDIENCE = "parshall"
 TOKEN_BYTES_MAX = 8192
 VERIFIED_MAX = 10_000
 KEYS_REFRESH_SECONDS_MIN = 10
+KEYS_REFRESH_SECONDS_MAX = 300
+"""After so long the keys are fetched again even where all is well: one may have been taken back."""
 API_KEY_PREFIX = "parshall_"
 """How every API key begins, and the `client_id` of the tokens that it is exchanged for; no service is named so."""
 API_KEY_REMEMBERED_SECONDS = 30
@@ -91,6 +94,7 @@ class TokenVerifier:
         self._clock = clock
         self._key_set: KeySet | None = None
         self._fetched_at = 0
+        self._fetching = asyncio.Lock()
         self._verified: OrderedDict[str, tuple[Principal, int]] = OrderedDict()
 
     async def verify(self, token: str, address: str = "") -> Principal:
@@ -100,6 +104,7 @@ class TokenVerifier:
         forgets the longest unused.
         """
         at = self._clock()
+        await self._current_keys(at, refresh=False)  # before the memory, which goes with a key that was taken back
         known = self._verified.get(token)
         if known is not None and known[1] > at:
             self._verified.move_to_end(token)
@@ -134,12 +139,29 @@ class TokenVerifier:
         raise AssertionError("unreachable: the second pass answers or raises")
 
     async def _current_keys(self, at: int, *, refresh: bool) -> KeySet:
-        """The keys; fetched again for a token that fails, at most every few seconds: it may bear a rotated key."""
-        stale = at - self._fetched_at >= KEYS_REFRESH_SECONDS_MIN * SECOND
-        if self._key_set is None or (refresh and stale):
-            self._key_set = await self._keys()
-            self._fetched_at = at
+        """The keys; fetched again when they are old or, at most every few seconds, for a token that fails.
+
+        Such a token may bear a rotated key, and so may those that come while the keys are on their way.
+        """
+        age = KEYS_REFRESH_SECONDS_MIN if refresh else KEYS_REFRESH_SECONDS_MAX
+        if self._key_set is None or at - self._fetched_at >= age * SECOND:
+            async with self._fetching:
+                if self._key_set is None or at - self._fetched_at >= age * SECOND:
+                    self._key_set = await self._fetch()
+                    self._fetched_at = at
         return self._key_set
+
+    async def _fetch(self) -> KeySet:
+        """The keys in force, or those known where auth is away. What a key signed that is gone is forgotten with it."""
+        try:
+            fetched = await self._keys()
+        except Unavailable:
+            if self._key_set is None:
+                raise
+            return self._key_set
+        if self._key_set is not None and {key.kid for key in self._key_set.keys} - {key.kid for key in fetched.keys}:
+            self._verified.clear()
+        return fetched
 
 
 def _principal(claims: dict[str, Any], *, issuer: str, at: int) -> tuple[Principal, int]:
