@@ -268,6 +268,47 @@ def test_the_token_of_a_removed_user_opens_nothing(client: TestClient, admin: di
     refused(client.post("/api/auth/logout-all", headers=headers), 401, "user_gone")
 
 
+def test_who_leaves_is_removed_with_everything_for_the_right_password(client: TestClient) -> None:
+    signed_up(client)
+    session = logged_in(client, "alice")
+    headers = bearer(session["accessToken"])
+    key = client.post("/api/auth/api-keys", headers=headers, json={"name": "ci"}).json()["key"]
+    body = {"currentPassword": "wrong horse"}
+    refused(client.request("DELETE", "/api/profile", headers=headers, json=body), 400, "wrong_password")
+    refused(client.request("DELETE", "/api/profile", headers=headers), 400, "validation_failed")
+    answer = client.request("DELETE", "/api/profile", headers=headers, json={"currentPassword": PASSWORD})
+    assert (answer.status_code, set(answer.json())) == (200, {"message"})
+    refused(client.get("/api/profile", headers=headers), 401, "user_gone")
+    token = {"refreshToken": session["refreshToken"]}
+    refused(client.post("/api/auth/refresh", json=token), 401, "refresh_refused")
+    form = {**GRANT, "client_secret": key}
+    refused(client.post("/api/auth/token", data=form), 401, "invalid_client")
+    assert signed_up(client)
+
+
+def test_the_last_admin_cannot_leave(client: TestClient, admin: dict[str, str]) -> None:
+    body = {"currentPassword": PASSWORD}
+    refused(client.request("DELETE", "/api/profile", headers=admin, json=body), 400, "last_admin")
+    client.put("/api/admin/users/boss/role", headers=admin, json={"role": "admin"})
+    assert client.request("DELETE", "/api/profile", headers=admin, json=body).status_code == 200
+
+
+def test_an_export_tells_all_that_is_kept_and_no_secret(client: TestClient, admin: dict[str, str]) -> None:
+    user_id = signed_up(client)
+    session = logged_in(client, "alice")
+    headers = bearer(session["accessToken"])
+    made = client.post("/api/auth/api-keys", headers=headers, json={"name": "ci"}).json()
+    answer = client.get("/api/profile/export", headers=headers)
+    export = answer.json()
+    assert export["user"] == client.get("/api/profile", headers=headers).json()["user"]
+    assert export["loggedInAt"] == export["sessions"][0]["createdAt"] > export["user"]["createdAt"]
+    assert [key["prefix"] for key in export["apiKeys"]] == [made["prefix"]]
+    for secret in (made["key"], session["refreshToken"], "argon2"):
+        assert secret not in answer.text
+    assert client.get(f"/api/admin/users/{user_id}/export", headers=admin).json() == export
+    refused(client.get("/api/admin/users/nobody/export", headers=admin), 404, "not_found")
+
+
 def change_own_password(client: TestClient, session: Json) -> None:
     body = {"currentPassword": PASSWORD, "newPassword": "battery staple"}
     assert client.post("/api/change-password", headers=bearer(session["accessToken"]), json=body).status_code == 200
@@ -302,9 +343,15 @@ def test_an_access_token_ends_with_its_session_at_every_route_of_auths(
     assert client.get("/api/admin/users", headers=headers).status_code == 200
     end(client, session)
     client.cookies.clear()
-    own = [("GET", "/api/profile"), ("PUT", "/api/profile"), ("POST", "/api/change-password")]
+    own = [
+        ("GET", "/api/profile/export"),
+        ("DELETE", "/api/profile"),
+        ("GET", "/api/profile"),
+        ("PUT", "/api/profile"),
+        ("POST", "/api/change-password"),
+    ]
     for method, path in [*own, ("POST", "/api/auth/logout-all"), *ADMINISTRATION]:
-        body = None if method in ("GET", "DELETE") else BODY | {"currentPassword": PASSWORD}
+        body = None if method == "GET" else BODY | {"currentPassword": PASSWORD}
         answer = client.request(method, path.replace("{id}", "admin"), json=body, headers=headers)
         refused(answer, 401, "session_over")
 
@@ -324,6 +371,7 @@ ADMINISTRATION = [
     ("POST", "/api/admin/users/batch"),
     ("GET", "/api/admin/users/{id}"),
     ("GET", "/api/admin/users/by-email/admin@localhost"),
+    ("GET", "/api/admin/users/{id}/export"),
     ("PUT", "/api/admin/users/{id}/role"),
     ("POST", "/api/admin/users/{id}/reset-password"),
     ("DELETE", "/api/admin/users/{id}"),
@@ -499,7 +547,7 @@ def test_a_service_looks_users_up_and_administers_nothing(client: TestClient, ap
     for who in (user_id, "alice", "alice@example.org", "by-email/alice@example.org"):
         assert client.get(f"/api/admin/users/{who}", headers=headers).json()["user"]["id"] == user_id
     for method, path in ADMINISTRATION:
-        if method != "GET":
+        if method != "GET" or path.endswith("export"):
             target = path.replace("{id}", user_id)
             refused(client.request(method, target, json=BODY, headers=headers), 403, "forbidden")
     refused(client.get("/api/profile", headers=headers), 403, "forbidden")

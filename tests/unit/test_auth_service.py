@@ -366,6 +366,21 @@ async def test_a_changed_password_replaces_the_old_and_opens_a_session(auth: Aut
     assert await auth.login("alice", "battery staple", HERE)
 
 
+async def test_who_leaves_with_a_password_that_is_being_replaced_stays(auth: Auth) -> None:
+    user = await alice(auth)
+    verify = auth._hasher.verify
+
+    async def overtaken(password: str, against: str | None) -> bool:
+        matches = await verify(password, against)
+        await auth.set_password(user.id, "battery staple")
+        return matches
+
+    auth._hasher.verify = overtaken  # type: ignore[method-assign]
+    with pytest.raises(model.WrongPassword):
+        await auth.delete_own(user.id, PASSWORD, HERE)
+    assert await auth.find_user(user.id) == user
+
+
 async def test_a_login_that_a_change_of_password_overtakes_gets_no_session(auth: Auth) -> None:
     user = await alice(auth)
     credential = await auth._database.read(lambda connection: store.find_credential(connection, user.id))

@@ -8,7 +8,7 @@ from parshall.auth.http_admin import router as administration
 from parshall.auth.http_keys import router as api_keys
 from parshall.auth.model import Session
 from parshall.auth.service import REFRESH_SECONDS
-from parshall.auth.wire import client_credentials, discovery, user_document
+from parshall.auth.wire import client_credentials, discovery, export_document, user_document
 from parshall.kernel.errors import Unauthenticated
 from parshall.kernel.http import WireModel, current_principal
 from parshall.kernel.scopes import opens_to
@@ -42,6 +42,12 @@ class ProfileBody(WireModel):
 
     username: Username | None = None
     email: Email | None = None
+
+
+class DeleteBody(WireModel):
+    """The own password, as the consent to be removed."""
+
+    current_password: str
 
 
 class ChangePasswordBody(WireModel):
@@ -141,6 +147,22 @@ async def update_profile(body: ProfileBody, caller: Present, auth: Service) -> D
     """Change the own username or e-mail address; access tokens bear the new one from the next refresh on."""
     user = await auth.update_profile(caller.id, username=body.username, email=body.email)
     return {"message": "Your profile is changed.", "user": user_document(user)}
+
+
+@router.get("/profile/export")
+async def export_profile(caller: Present, auth: Service) -> Document:
+    """All that auth keeps of the caller, secrets aside."""
+    return export_document(await auth.export(caller.id))
+
+
+@router.delete("/profile")
+async def delete_profile(
+    body: DeleteBody, caller: Present, request: Request, response: Response, auth: Service
+) -> Document:
+    """Remove the caller with every session and API key, for good; not the last administrator."""
+    await auth.delete_own(caller.id, body.current_password, _address(request))
+    _forget(response)
+    return {"message": "Your account is removed."}
 
 
 @router.post("/change-password")

@@ -8,7 +8,7 @@ from pydantic import Field
 from parshall.auth import model
 from parshall.auth.edge import Administrator, Document, NewPassword, Reader, Service, SignupBody
 from parshall.auth.model import NewUser
-from parshall.auth.wire import outcome_document, user_document
+from parshall.auth.wire import export_document, outcome_document, user_document
 from parshall.kernel.errors import NotFound, ParshallError
 from parshall.kernel.http import WireModel
 from parshall.kernel.tokens import Role
@@ -98,6 +98,12 @@ async def user_by_email(email: str, _reader: Reader, auth: Service) -> Document:
 async def user_by_id(user_id: str, _reader: Reader, auth: Service) -> Document:
     """The user with this id; a username or an e-mail address does as well."""
     return {"user": user_document(await auth.find_user(user_id))}
+
+
+@router.get("/admin/users/{user_id}/export")
+async def export_user(user_id: str, _admin: Administrator, auth: Service) -> Document:
+    """All that auth keeps of a user, secrets aside."""
+    return export_document(await auth.export(user_id))
 
 
 @router.put("/admin/users/{user_id}/role")

@@ -4,9 +4,9 @@ from datetime import datetime
 
 from fastapi import APIRouter
 
-from parshall.auth.apikey import ApiKey
 from parshall.auth.edge import Document, Present, Service
-from parshall.kernel.clock import DAY, instant, rfc3339
+from parshall.auth.wire import key_document
+from parshall.kernel.clock import instant
 from parshall.kernel.http import WireModel
 from parshall.kernel.tokens import KEY_SCOPES
 
@@ -27,13 +27,13 @@ async def create_key(body: KeyBody, caller: Present, auth: Service) -> Document:
     scopes = KEY_SCOPES if body.scopes is None else frozenset(body.scopes)
     expires_at = None if body.expires_at is None else instant(body.expires_at)
     made = await auth.api_keys.create(caller.id, body.name, scopes=scopes, expires_at=expires_at)
-    return {"message": "Keep the key now; it cannot be shown again.", "key": made.text, **_key_document(made.key)}
+    return {"message": "Keep the key now; it cannot be shown again.", "key": made.text, **key_document(made.key)}
 
 
 @router.get("")
 async def list_keys(caller: Present, auth: Service) -> Document:
     """The own API keys, eldest first, with those that have expired."""
-    return {"keys": [_key_document(key) for key in await auth.api_keys.keys_of(caller.id)]}
+    return {"keys": [key_document(key) for key in await auth.api_keys.keys_of(caller.id)]}
 
 
 @router.delete("/{key_id}")
@@ -41,16 +41,3 @@ async def revoke_key(key_id: str, caller: Present, auth: Service) -> Document:
     """Revoke an API key by its id or prefix: auth refuses it at once, other services within half a minute."""
     await auth.api_keys.revoke(caller.id, key_id)
     return {"message": "The API key is revoked."}
-
-
-def _key_document(key: ApiKey) -> Document:
-    """A key as its owner reads it; the day of its last use is a date in UTC."""
-    return {
-        "id": key.id,
-        "name": key.name,
-        "prefix": key.prefix,
-        "scopes": sorted(key.scopes),
-        "createdAt": rfc3339(key.created_at),
-        "expiresAt": rfc3339(key.expires_at),
-        "lastUsedOn": None if key.used_day is None else rfc3339(key.used_day * DAY)[:10],
-    }

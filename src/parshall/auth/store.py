@@ -152,6 +152,11 @@ def record_login(connection: Connection, user_id: UserId, *, verified_hash: str,
     return _user(row) if row else None
 
 
+def last_login(connection: Connection, user_id: UserId) -> int | None:
+    """When the user last logged in, if ever."""
+    return connection.execute(select(users.c.logged_in_at).where(users.c.id == user_id)).scalar_one_or_none()
+
+
 def _same_handle(table: Any, username: str, email: str) -> ColumnElement[bool]:
     return or_(table.c.username_key == username.lower(), table.c.email_key == email.lower())
 
@@ -222,6 +227,13 @@ def consume_token(connection: Connection, digest: str, *, at: int) -> bool:
         .returning(refresh_tokens.c.digest)
     )
     return used.one_or_none() is not None
+
+
+def list_families(connection: Connection, user_id: UserId) -> list[tuple[int, int]]:
+    """When each session of the user began and ends, eldest first."""
+    families = select(refresh_families.c.created_at, refresh_families.c.expires_at)
+    own = families.where(refresh_families.c.user_id == user_id).order_by(refresh_families.c.created_at)
+    return [(row.created_at, row.expires_at) for row in connection.execute(own)]
 
 
 def family_lives(connection: Connection, family_id: str, user_id: UserId) -> bool:
