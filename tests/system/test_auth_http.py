@@ -33,7 +33,8 @@ def served(folder: Path) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = SqliteDatabase(folder / "auth.db", package="parshall.auth")
-        auth = Auth(database, issuer=ISSUER, clock=clock.now, hasher=PasswordHasher(passes=1, memory_kib=8, lanes=1))
+        hasher = PasswordHasher(passes=1, memory_kib=8, lanes=1)
+        auth = Auth(database, issuer=ISSUER, clock=clock.now, hasher=hasher, signup_open=True)
         await auth.start()
         await auth.ensure_admin(PASSWORD)
         await auth.create_user("boss", "boss@example.org", PASSWORD, Role.SUPERVISOR)
@@ -595,6 +596,7 @@ STRANGE = [
     [[[[]]]],
 ]
 PUBLIC = ["/api/auth/signup", "/api/auth/login", "/api/auth/refresh", "/api/auth/logout"]
+PUBLIC += [f"/api/auth/{path}" for path in ("forgot-password", "resend-verification", "verify-email", "reset-password")]
 OWN = [
     ("PUT", "/api/profile"),
     ("POST", "/api/change-password"),
@@ -606,7 +608,7 @@ OWN = [
     ("DELETE", "/api/auth/api-keys/%00"),
 ]
 MEMBERS = ["username", "email", "password", "refreshToken", "currentPassword", "newPassword", "role", "users"]
-MEMBERS += ["name", "scopes", "expiresAt"]
+MEMBERS += ["name", "scopes", "expiresAt", "token"]
 
 
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:24])

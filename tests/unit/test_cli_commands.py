@@ -116,11 +116,22 @@ def test_config_never_shows_a_secret(form: list[str]) -> None:
         *form,
         PARSHALL_ADMIN_PASSWORD=SECRET,
         PARSHALL_OPENAI_API_KEY=SECRET,
+        PARSHALL_MAIL_URL="smtps://me:correct-horse@mail.example.org",
         PARSHALL_OPENAI_BASE_URL="https://me:correct-horse@models.example.org/v1",
     )
     assert result.exit_code == 0
     assert "correct" not in result.stdout
     assert "models.example.org" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("MAIL_URL", "mail.example.org"), ("MAIL_FROM", "Us"), ("PAGES_URL", "javascript:alert(1)")]
+)
+def test_a_wrong_setting_of_mail_is_named_and_its_value_is_not_shown(option: str, value: str) -> None:
+    result = run("users", "list", **{f"PARSHALL_{option}": value})
+    assert result.exit_code == 1
+    assert f"PARSHALL_{option}: " in result.stderr and value not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_config_still_lists_the_settings_when_one_is_wrong() -> None:

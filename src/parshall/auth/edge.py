@@ -30,6 +30,11 @@ async def _service(request: Request) -> Auth:
     return auth
 
 
+def network_address(request: Request) -> str:
+    """Where a request came from, which counts for throttles."""
+    return request.client.host if request.client else "unknown"
+
+
 Service = Annotated[Auth, Depends(_service)]
 
 

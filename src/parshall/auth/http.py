@@ -3,9 +3,11 @@
 from fastapi import APIRouter, Request, Response
 
 from parshall.auth import keys
-from parshall.auth.edge import Document, Email, NewPassword, Present, Service, SignupBody, Username
+from parshall.auth.edge import Document, Email, NewPassword, Present, Service, SignupBody, Username, network_address
 from parshall.auth.http_admin import router as administration
 from parshall.auth.http_keys import router as api_keys
+from parshall.auth.http_mail import router as mail
+from parshall.auth.mailed import Purpose
 from parshall.auth.model import Session
 from parshall.auth.service import REFRESH_SECONDS
 from parshall.auth.wire import client_credentials, discovery, export_document, user_document
@@ -17,6 +19,7 @@ from parshall.kernel.tokens import API_KEY_PREFIX, PROFILE_SCOPE
 router = APIRouter(prefix="/api", tags=["auth"])
 router.include_router(administration)
 router.include_router(api_keys)
+router.include_router(mail)
 wellknown = APIRouter(tags=["auth"])
 
 ACCESS_COOKIE = "accessToken"
@@ -61,16 +64,16 @@ class ChangePasswordBody(WireModel):
 
 
 @router.post("/auth/signup", status_code=201)
-async def signup(body: SignupBody, auth: Service) -> Document:
-    """Become a user."""
-    user = await auth.create_user(body.username, body.email, body.password)
+async def signup(body: SignupBody, request: Request, auth: Service) -> Document:
+    """Become a user, where the deployment lets anybody."""
+    user = await auth.sign_up(body.username, body.email, body.password, network_address(request))
     return {"message": "Welcome; you can log in now.", "userId": user.id}
 
 
 @router.post("/auth/login")
 async def login(body: LoginBody, request: Request, response: Response, auth: Service) -> Document:
     """Log in with a username or e-mail address; the tokens come in the body and as HttpOnly cookies."""
-    session = await auth.login(body.username, body.password, _address(request))
+    session = await auth.login(body.username, body.password, network_address(request))
     return _granted(request, response, session, "You are logged in.")
 
 
@@ -129,10 +132,6 @@ def _refresh_token(request: Request, body: RefreshBody | None) -> str | None:
     return (body and body.refresh_token) or request.cookies.get(REFRESH_COOKIE)
 
 
-def _address(request: Request) -> str:
-    return request.client.host if request.client else "unknown"
-
-
 # ── The own profile ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -143,9 +142,11 @@ async def profile(caller: Present) -> Document:
 
 
 @router.put("/profile")
-async def update_profile(body: ProfileBody, caller: Present, auth: Service) -> Document:
+async def update_profile(body: ProfileBody, caller: Present, request: Request, auth: Service) -> Document:
     """Change the own username or e-mail address; access tokens bear the new one from the next refresh on."""
     user = await auth.update_profile(caller.id, username=body.username, email=body.email)
+    if user.email.lower() != caller.email.lower():
+        auth.correspondence.offer(Purpose.VERIFY, user.email, network_address(request))
     return {"message": "Your profile is changed.", "user": user_document(user)}
 
 
@@ -160,7 +161,7 @@ async def delete_profile(
     body: DeleteBody, caller: Present, request: Request, response: Response, auth: Service
 ) -> Document:
     """Remove the caller with every session and API key, for good; not the last administrator."""
-    await auth.delete_own(caller.id, body.current_password, _address(request))
+    await auth.delete_own(caller.id, body.current_password, network_address(request))
     _forget(response)
     return {"message": "Your account is removed."}
 
@@ -170,7 +171,7 @@ async def change_password(
     body: ChangePasswordBody, caller: Present, request: Request, response: Response, auth: Service
 ) -> Document:
     """Change the own password; every session ends, and the answer holds the tokens of a new one."""
-    session = await auth.change_password(caller.id, body.current_password, body.new_password, _address(request))
+    session = await auth.change_password(caller.id, body.current_password, body.new_password, network_address(request))
     return _granted(request, response, session, "Your password is changed; other sessions have ended.")
 
 
@@ -201,7 +202,9 @@ async def token(request: Request, auth: Service) -> Document:
     """
     asked = client_credentials(request.headers, await request.body())
     if asked.client_secret.startswith(API_KEY_PREFIX):
-        granted = await auth.api_keys.granted(asked.client_id, asked.client_secret, asked.scope, _address(request))
+        granted = await auth.api_keys.granted(
+            asked.client_id, asked.client_secret, asked.scope, network_address(request)
+        )
     else:
         granted = await auth.service_token(asked.client_id, asked.client_secret, asked.scope)
     return {

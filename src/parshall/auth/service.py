@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from parshall.auth import apikey_store, keys, model, store
+from parshall.auth import apikey_store, keys, mailed_store, model, store
 from parshall.auth.apikey import ApiKey
 from parshall.auth.apikeys import ApiKeys
+from parshall.auth.correspondence import Correspondence
 from parshall.auth.issuer import digest
+from parshall.auth.mail import Post
+from parshall.auth.mailed import Purpose, SignupClosed
 from parshall.auth.model import Credential, Session, SigningKey, User
 from parshall.auth.passwords import AT_ONCE, LoginThrottle, PasswordHasher
 from parshall.auth.users import Users, found, present
@@ -24,12 +27,16 @@ _logger = log("auth")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What auth keeps of a user; instants in microseconds since the epoch, a session as when it began and ends."""
+    """What auth keeps of a user; instants in microseconds since the epoch.
+
+    A session is given as when it began and when it ends, a mailed code as its purpose and when it expires.
+    """
 
     user: User
     logged_in_at: int | None
     sessions: list[tuple[int, int]]
     api_keys: list[ApiKey]
+    mailed_codes: list[tuple[Purpose, int]]
 
 
 class Auth(Users):
@@ -43,12 +50,20 @@ class Auth(Users):
         clock: Clock,
         hasher: PasswordHasher,
         access_seconds: int = keys.ACCESS_SECONDS,
+        signup_open: bool = False,
+        post: Post | None = None,
+        pages: str | None = None,
     ) -> None:
-        """`issuer` is the tokens' `iss`; `access_seconds` (half a day at most) is a user token's life."""
+        """`issuer` is the tokens' `iss`; `access_seconds` (half a day at most) is a user token's life.
+
+        `signup_open` lets anybody become a user; `post` takes letters, which lead to `pages` where there are any.
+        """
         super().__init__(database, issuer=issuer, clock=clock, hasher=hasher, access_seconds=access_seconds)
         self._throttle = LoginThrottle()
         self._verifying = asyncio.Semaphore(AT_ONCE)
         self.api_keys = ApiKeys(database, issuer=issuer, clock=clock)
+        self.correspondence = Correspondence(database, clock=clock, hasher=hasher, post=post, pages=pages)
+        self._signup_open = signup_open
 
     async def close(self) -> None:
         """Finish the hashes and transactions under way."""
@@ -68,6 +83,14 @@ class Auth(Users):
         user, lives = await self._database.read(look)
         if not lives:
             raise model.SessionOver
+        return user
+
+    async def sign_up(self, username: str, email: str, password: str, address: str) -> User:
+        """Become a user; the address is asked to be confirmed. Raises SignupClosed, or as create_user."""
+        if not self._signup_open:
+            raise SignupClosed
+        user = await self.create_user(username, email, password)
+        self.correspondence.offer(Purpose.VERIFY, user.email, address)
         return user
 
     # ── Sessions ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -91,8 +114,12 @@ class Auth(Users):
         model.check_password(password)
         verified = await self._confirmed(user_id, current, address)
         hashed = await self._hasher.hash(password)
-        old = verified.password_hash
-        if not await self._database.write(lambda c: store.update_password(c, user_id, hashed, replacing=old)):
+
+        def replace(connection: Connection) -> bool:
+            mailed_store.delete_codes(connection, user_id, Purpose.RESET)
+            return store.update_password(connection, user_id, hashed, replacing=verified.password_hash)
+
+        if not await self._database.write(replace):
             raise model.WrongPassword
         session = await self._open(user_id, hashed)
         if session is None:
@@ -144,6 +171,7 @@ class Auth(Users):
                 logged_in_at=store.last_login(connection, user.id),
                 sessions=store.list_families(connection, user.id),
                 api_keys=apikey_store.list_keys(connection, user.id),
+                mailed_codes=mailed_store.list_codes(connection, user.id),
             )
 
         return await self._database.read(gather)

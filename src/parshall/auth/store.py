@@ -152,6 +152,11 @@ def record_login(connection: Connection, user_id: UserId, *, verified_hash: str,
     return _user(row) if row else None
 
 
+def mark_verified(connection: Connection, user_id: UserId) -> None:
+    """Note that the user's present address is theirs."""
+    connection.execute(update(users).where(users.c.id == user_id).values(is_verified=True))
+
+
 def last_login(connection: Connection, user_id: UserId) -> int | None:
     """When the user last logged in, if ever."""
     return connection.execute(select(users.c.logged_in_at).where(users.c.id == user_id)).scalar_one_or_none()

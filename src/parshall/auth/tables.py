@@ -65,3 +65,13 @@ api_keys = Table(
     Column("used_day", Integer),
     Index("api_keys_by_user", "user_id", "name", unique=True),
 )
+mailed_codes = Table(
+    "mailed_codes",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("user_id", String(32), ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("purpose", String(16), nullable=False),
+    Column("email_key", String(254), nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("mailed_codes_by_user", "user_id"),
+)

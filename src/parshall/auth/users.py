@@ -8,8 +8,9 @@ from typing import NoReturn
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from parshall.auth import apikey_store, keys, model, store
+from parshall.auth import apikey_store, keys, mailed_store, model, store
 from parshall.auth.issuer import Issuer
+from parshall.auth.mailed import Purpose
 from parshall.auth.model import NewUser, User
 from parshall.auth.passwords import PasswordHasher
 from parshall.kernel.clock import Clock
@@ -144,6 +145,7 @@ class Users(Issuer):
 
         def replace(connection: Connection) -> bool:
             apikey_store.delete_keys(connection, user_id)
+            mailed_store.delete_codes(connection, user_id, Purpose.RESET)
             return store.update_password(connection, user_id, hashed, replacing=None)
 
         if not await self._database.write(replace):

@@ -83,6 +83,7 @@ def export_document(export: Export) -> dict[str, Any]:
         "loggedInAt": None if export.logged_in_at is None else rfc3339(export.logged_in_at),
         "sessions": [{"createdAt": rfc3339(began), "expiresAt": rfc3339(ends)} for began, ends in export.sessions],
         "apiKeys": [key_document(key) for key in export.api_keys],
+        "mailedCodes": [{"purpose": use.value, "expiresAt": rfc3339(ends)} for use, ends in export.mailed_codes],
     }
 
 
