@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ def served(folder: Path) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = SqliteDatabase(folder / "auth.db", package="parshall.auth")
-        auth = Auth(database, issuer=ISSUER, clock=clock.now, hasher=PasswordHasher(passes=1, memory_kib=8, lanes=1))
+        hasher = PasswordHasher(passes=1, memory_kib=8, lanes=1)
+        auth = Auth(database, issuer=ISSUER, clock=clock.now, hasher=hasher, signup_open=True)
         await auth.start()
         await auth.ensure_admin(PASSWORD)
         await auth.create_user("boss", "boss@example.org", PASSWORD, Role.SUPERVISOR)
@@ -264,7 +265,103 @@ def test_the_token_of_a_removed_user_opens_nothing(client: TestClient, admin: di
     body = {"currentPassword": PASSWORD, "newPassword": "battery staple"}
     refused(client.get("/api/profile", headers=headers), 401, "user_gone")
     refused(client.put("/api/profile", headers=headers, json={"username": "other"}), 401, "user_gone")
-    refused(client.post("/api/change-password", headers=headers, json=body), 400, "wrong_password")
+    refused(client.post("/api/change-password", headers=headers, json=body), 401, "user_gone")
+    refused(client.post("/api/auth/logout-all", headers=headers), 401, "user_gone")
+
+
+def test_who_leaves_is_removed_with_everything_for_the_right_password(client: TestClient) -> None:
+    signed_up(client)
+    session = logged_in(client, "alice")
+    headers = bearer(session["accessToken"])
+    key = client.post("/api/auth/api-keys", headers=headers, json={"name": "ci"}).json()["key"]
+    body = {"currentPassword": "wrong horse"}
+    refused(client.request("DELETE", "/api/profile", headers=headers, json=body), 400, "wrong_password")
+    refused(client.request("DELETE", "/api/profile", headers=headers), 400, "validation_failed")
+    answer = client.request("DELETE", "/api/profile", headers=headers, json={"currentPassword": PASSWORD})
+    assert (answer.status_code, set(answer.json())) == (200, {"message"})
+    refused(client.get("/api/profile", headers=headers), 401, "user_gone")
+    token = {"refreshToken": session["refreshToken"]}
+    refused(client.post("/api/auth/refresh", json=token), 401, "refresh_refused")
+    form = {**GRANT, "client_secret": key}
+    refused(client.post("/api/auth/token", data=form), 401, "invalid_client")
+    assert signed_up(client)
+
+
+def test_the_last_admin_cannot_leave(client: TestClient, admin: dict[str, str]) -> None:
+    body = {"currentPassword": PASSWORD}
+    refused(client.request("DELETE", "/api/profile", headers=admin, json=body), 400, "last_admin")
+    client.put("/api/admin/users/boss/role", headers=admin, json={"role": "admin"})
+    assert client.request("DELETE", "/api/profile", headers=admin, json=body).status_code == 200
+
+
+def test_an_export_tells_all_that_is_kept_and_no_secret(client: TestClient, admin: dict[str, str]) -> None:
+    user_id = signed_up(client)
+    session = logged_in(client, "alice")
+    headers = bearer(session["accessToken"])
+    made = client.post("/api/auth/api-keys", headers=headers, json={"name": "ci"}).json()
+    answer = client.get("/api/profile/export", headers=headers)
+    export = answer.json()
+    assert export["user"] == client.get("/api/profile", headers=headers).json()["user"]
+    assert export["loggedInAt"] == export["sessions"][0]["createdAt"] > export["user"]["createdAt"]
+    assert [key["prefix"] for key in export["apiKeys"]] == [made["prefix"]]
+    for secret in (made["key"], session["refreshToken"], "argon2"):
+        assert secret not in answer.text
+    assert client.get(f"/api/admin/users/{user_id}/export", headers=admin).json() == export
+    refused(client.get("/api/admin/users/nobody/export", headers=admin), 404, "not_found")
+
+
+def change_own_password(client: TestClient, session: Json) -> None:
+    body = {"currentPassword": PASSWORD, "newPassword": "battery staple"}
+    assert client.post("/api/change-password", headers=bearer(session["accessToken"]), json=body).status_code == 200
+
+
+def have_it_reset(client: TestClient, session: Json) -> None:
+    path, body = f"/api/admin/users/{session['user']['id']}/reset-password", {"newPassword": "battery staple"}
+    assert client.post(path, headers=as_user(client, "admin"), json=body).status_code == 200
+
+
+def log_out(client: TestClient, session: Json) -> None:
+    assert client.post("/api/auth/logout", headers=bearer(session["accessToken"])).status_code == 200
+
+
+def log_out_everywhere(client: TestClient, _session: Json) -> None:
+    assert client.post("/api/auth/logout-all", headers=as_user(client, "boss")).status_code == 200
+
+
+def replay(client: TestClient, session: Json) -> None:
+    for status in (200, 401):
+        token = {"refreshToken": session["refreshToken"]}
+        assert client.post("/api/auth/refresh", json=token).status_code == status
+
+
+@pytest.mark.parametrize("end", [change_own_password, have_it_reset, log_out, log_out_everywhere, replay])
+def test_an_access_token_ends_with_its_session_at_every_route_of_auths(
+    client: TestClient, admin: dict[str, str], end: Callable[[TestClient, Json], None]
+) -> None:
+    client.put("/api/admin/users/boss/role", headers=admin, json={"role": "admin"})
+    session = logged_in(client, "boss")
+    headers = bearer(session["accessToken"])
+    assert client.get("/api/admin/users", headers=headers).status_code == 200
+    end(client, session)
+    client.cookies.clear()
+    own = [
+        ("GET", "/api/profile/export"),
+        ("DELETE", "/api/profile"),
+        ("GET", "/api/profile"),
+        ("PUT", "/api/profile"),
+        ("POST", "/api/change-password"),
+    ]
+    for method, path in [*own, ("POST", "/api/auth/logout-all"), *ADMINISTRATION]:
+        body = None if method == "GET" else BODY | {"currentPassword": PASSWORD}
+        answer = client.request(method, path.replace("{id}", "admin"), json=body, headers=headers)
+        refused(answer, 401, "session_over")
+
+
+def test_the_tokens_that_a_change_of_password_answers_with_are_good_at_once(client: TestClient) -> None:
+    session = logged_in(client, "boss")
+    body = {"currentPassword": PASSWORD, "newPassword": "battery staple"}
+    fresh = client.post("/api/change-password", headers=bearer(session["accessToken"]), json=body).json()
+    assert client.get("/api/profile", headers=bearer(fresh["accessToken"])).status_code == 200
 
 
 # ── Administration ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -275,11 +372,12 @@ ADMINISTRATION = [
     ("POST", "/api/admin/users/batch"),
     ("GET", "/api/admin/users/{id}"),
     ("GET", "/api/admin/users/by-email/admin@localhost"),
+    ("GET", "/api/admin/users/{id}/export"),
     ("PUT", "/api/admin/users/{id}/role"),
     ("POST", "/api/admin/users/{id}/reset-password"),
     ("DELETE", "/api/admin/users/{id}"),
 ]
-BODY = {
+BODY: Json = {
     "username": "new",
     "email": "n@example.org",
     "password": PASSWORD,
@@ -450,7 +548,7 @@ def test_a_service_looks_users_up_and_administers_nothing(client: TestClient, ap
     for who in (user_id, "alice", "alice@example.org", "by-email/alice@example.org"):
         assert client.get(f"/api/admin/users/{who}", headers=headers).json()["user"]["id"] == user_id
     for method, path in ADMINISTRATION:
-        if method != "GET":
+        if method != "GET" or path.endswith("export"):
             target = path.replace("{id}", user_id)
             refused(client.request(method, target, json=BODY, headers=headers), 403, "forbidden")
     refused(client.get("/api/profile", headers=headers), 403, "forbidden")
@@ -498,6 +596,7 @@ STRANGE = [
     [[[[]]]],
 ]
 PUBLIC = ["/api/auth/signup", "/api/auth/login", "/api/auth/refresh", "/api/auth/logout"]
+PUBLIC += [f"/api/auth/{path}" for path in ("forgot-password", "resend-verification", "verify-email", "reset-password")]
 OWN = [
     ("PUT", "/api/profile"),
     ("POST", "/api/change-password"),
@@ -505,8 +604,11 @@ OWN = [
     ("POST", "/api/admin/users/batch"),
     ("PUT", "/api/admin/users/boss/role"),
     ("POST", "/api/admin/users/boss/reset-password"),
+    ("POST", "/api/auth/api-keys"),
+    ("DELETE", "/api/auth/api-keys/%00"),
 ]
 MEMBERS = ["username", "email", "password", "refreshToken", "currentPassword", "newPassword", "role", "users"]
+MEMBERS += ["name", "scopes", "expiresAt", "token"]
 
 
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:24])

@@ -134,9 +134,36 @@ def test_a_service_secret_is_printed_once_and_alone(commands: Commands) -> None:
         ("chat", ["accounting:settle"])
     ]
     assert secret not in commands.done("services", "list")
-    commands.done("keys", "rotate")
     commands.done("services", "revoke", "chat")
     assert commands.run("services", "revoke", "chat").exit_code == 1
+
+
+def test_signing_keys_are_rotated_and_thrown_away(commands: Commands) -> None:
+    (first,) = commands.listed("signing-keys", "list")
+    commands.done("signing-keys", "rotate")
+    newer, older = commands.listed("signing-keys", "list")
+    assert older == first and newer["createdAt"] > first["createdAt"]
+    assert commands.run("signing-keys", "rotate", "--leaked").exit_code == 2
+    assert len(commands.listed("signing-keys", "list")) == 2
+    commands.done("signing-keys", "rotate", "--leaked", "--yes")
+    (only,) = commands.listed("signing-keys", "list")
+    assert only["kid"] not in (newer["kid"], older["kid"])
+
+
+def test_an_api_key_is_printed_once_listed_and_revoked(commands: Commands) -> None:
+    commands.done("users", "add", "ann", "--email", "ann@example.org", "--password-stdin", stdin=PASSWORD)
+    key = commands.done("keys", "create", "ann", "report", "--scope", "chat", "--days", "7").removesuffix("\n")
+    assert key.split() == [key]
+    (listed,) = commands.listed("keys", "list", "ann@example.org")
+    assert (listed["name"], listed["scopes"], listed["lastUsedOn"]) == ("report", ["chat"], None)
+    assert key.startswith(listed["prefix"]) and key not in commands.done("keys", "list", "ann")
+    for refused in (("create", "ann", "report"), ("create", "nobody", "x"), ("create", "ann", "x", "--scope", "all")):
+        result = commands.run("keys", *refused)
+        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    commands.done("keys", "revoke", "ann", listed["prefix"])
+    assert commands.listed("keys", "list", "ann") == []
+    assert commands.run("keys", "revoke", "ann", listed["id"]).exit_code == 1
+    commands.done("keys", "rotate")
 
 
 def test_a_data_folder_that_cannot_be_used_is_one_sentence(commands: Commands) -> None:

@@ -232,6 +232,18 @@ def test_users_observe_nobody_and_only_administrators_read_the_log(
     assert other.get(f"/api/chat/sessions/{session}/observe", expect=401)["code"] == "unauthenticated"
 
 
+def test_a_key_that_may_chat_does_not_observe(server: Server, owner: Caller, supervisor: Caller) -> None:
+    session = owner.session()
+    owner.ask(session, "fake-n3")
+    key = supervisor.post("/api/auth/api-keys", {"name": "script", "scopes": ["chat"]}, expect=201)["key"]
+    script = Caller(server.url)
+    script.token = key
+    assert script.get("/api/chat/sessions")["sessions"] == []
+    for path in (f"sessions/{session}/observe", "users/search?query=user", f"users/{me(owner)}/sessions/{session}"):
+        assert script.get(f"/api/chat/{path}", expect=403)["code"] == "forbidden"
+    script.close()
+
+
 def test_a_supervisor_finds_a_user_and_reads_the_users_chats_on_record(
     owner: Caller, supervisor: Caller, admin: Caller
 ) -> None:

@@ -9,32 +9,15 @@ import pytest_asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, delete, func, select
+from tests.identities import HERE, ISSUER, PASSWORD, Hands, alice, opened, verifier
 from tests.postgres import Engine
 
 from parshall.auth import model, store, tables
 from parshall.auth.model import NewUser
-from parshall.auth.passwords import PasswordHasher
 from parshall.auth.service import REFRESH_SECONDS, Auth
 from parshall.kernel.clock import DAY, SECOND
 from parshall.kernel.errors import NotFound, TooManyRequests, Unauthenticated
 from parshall.kernel.tokens import Role, TokenVerifier
-
-ISSUER = "http://127.0.0.1:8000"
-PASSWORD = "correct horse"
-HERE = "192.0.2.1"
-
-
-class Hands:
-    """A clock that the test turns."""
-
-    def __init__(self) -> None:
-        self.at = 1_800_000_000 * SECOND
-
-    def __call__(self) -> int:
-        return self.at
-
-    def turn(self, seconds: int) -> None:
-        self.at += seconds * SECOND
 
 
 @pytest.fixture
@@ -42,27 +25,11 @@ def clock() -> Hands:
     return Hands()
 
 
-async def opened(engine: Engine, clock: Hands) -> Auth:
-    database = engine.open("parshall.auth")
-    hasher = PasswordHasher(passes=1, memory_kib=8, lanes=1)
-    made = Auth(database, issuer=ISSUER, clock=clock, hasher=hasher)
-    await made.start()
-    return made
-
-
 @pytest_asyncio.fixture
 async def auth(engine: Engine, clock: Hands) -> AsyncIterator[Auth]:
     made = await opened(engine, clock)
     yield made
     await made.close()
-
-
-async def alice(auth: Auth, role: Role = Role.ENDUSER) -> model.User:
-    return await auth.create_user("alice", "Alice@example.org", PASSWORD, role)
-
-
-def verifier(auth: Auth, clock: Hands) -> TokenVerifier:
-    return TokenVerifier(auth.key_set, issuer=ISSUER, clock=clock)
 
 
 async def rows(auth: Auth, table: Any) -> int:
@@ -345,17 +312,17 @@ async def test_a_logout_ends_its_own_session_only(auth: Auth) -> None:
     assert await auth.refresh(there.refresh_token)
 
 
-async def test_an_access_token_is_enough_to_end_its_session(auth: Auth) -> None:
+async def test_an_access_token_is_enough_to_end_its_session(auth: Auth, clock: Hands) -> None:
     await alice(auth)
     here, there = [await auth.login("alice", PASSWORD, HERE) for _ in range(2)]
-    await auth.logout_session(here.access_token)
+    await auth.logout_session((await verifier(auth, clock).verify(here.access_token)).session_id)
     with pytest.raises(model.RefreshRefused):
         await auth.refresh(here.refresh_token)
     assert await auth.refresh(there.refresh_token)
 
 
 @pytest.mark.parametrize("cause", ["logout-all", "change", "reset", "delete"])
-async def test_every_session_of_the_user_ends_with(auth: Auth, cause: str) -> None:
+async def test_every_session_of_the_user_ends_with(auth: Auth, clock: Hands, cause: str) -> None:
     user = await alice(auth)
     await auth.create_user("bob", "b@example.org", PASSWORD)
     sessions = [await auth.login("alice", PASSWORD, HERE) for _ in range(2)]
@@ -371,7 +338,21 @@ async def test_every_session_of_the_user_ends_with(auth: Auth, cause: str) -> No
     for session in sessions:
         with pytest.raises(model.RefreshRefused):
             await auth.refresh(session.refresh_token)
+        named = await verifier(auth, clock).verify(session.access_token)
+        with pytest.raises(model.UserGone if cause == "delete" else model.SessionOver):
+            await auth.present(named.user_id, named.session_id)
     assert await auth.refresh(other.refresh_token)
+
+
+async def test_a_session_is_over_for_whoever_it_does_not_belong_to(auth: Auth, clock: Hands) -> None:
+    user = await alice(auth)
+    bob = await auth.create_user("bob", "b@example.org", PASSWORD)
+    session = await auth.login("alice", PASSWORD, HERE)
+    named = await verifier(auth, clock).verify(session.access_token)
+    assert await auth.present(user.id, named.session_id) == user
+    for user_id, session_id in ((bob.id, named.session_id), (user.id, "")):
+        with pytest.raises(model.SessionOver):
+            await auth.present(user_id, session_id)
 
 
 async def test_a_changed_password_replaces_the_old_and_opens_a_session(auth: Auth) -> None:
@@ -383,6 +364,21 @@ async def test_a_changed_password_replaces_the_old_and_opens_a_session(auth: Aut
     with pytest.raises(model.WrongCredentials):
         await auth.login("alice", PASSWORD, HERE)
     assert await auth.login("alice", "battery staple", HERE)
+
+
+async def test_who_leaves_with_a_password_that_is_being_replaced_stays(auth: Auth) -> None:
+    user = await alice(auth)
+    verify = auth._hasher.verify
+
+    async def overtaken(password: str, against: str | None) -> bool:
+        matches = await verify(password, against)
+        await auth.set_password(user.id, "battery staple")
+        return matches
+
+    auth._hasher.verify = overtaken  # type: ignore[method-assign]
+    with pytest.raises(model.WrongPassword):
+        await auth.delete_own(user.id, PASSWORD, HERE)
+    assert await auth.find_user(user.id) == user
 
 
 async def test_a_login_that_a_change_of_password_overtakes_gets_no_session(auth: Auth) -> None:

@@ -50,12 +50,14 @@ def test_every_command_explains_itself_with_an_example(path: tuple[str, ...], co
 
 def test_all_promised_commands_are_there() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
-        *("audit", "up", "chat", "config", "version", "keys rotate", "models list", "models install"),
+        *("audit", "up", "chat", "config", "version", "models list", "models install"),
         *(f"users {verb}" for verb in ("add", "list", "role", "passwd", "remove")),
         *(f"credits {verb}" for verb in ("grant", "balance", "statement")),
         *(f"prices {verb}" for verb in ("load", "list", "set")),
         *(f"events {verb}" for verb in ("list", "retry", "test")),
         *(f"organisations {verb}" for verb in ("add", "list", "show", "grant", "members", "join", "leave")),
+        *(f"keys {verb}" for verb in ("create", "list", "revoke", "rotate")),
+        *(f"signing-keys {verb}" for verb in ("list", "rotate")),
         *(f"services {verb}" for verb in ("add", "list", "revoke")),
     }
 
@@ -114,11 +116,22 @@ def test_config_never_shows_a_secret(form: list[str]) -> None:
         *form,
         PARSHALL_ADMIN_PASSWORD=SECRET,
         PARSHALL_OPENAI_API_KEY=SECRET,
+        PARSHALL_MAIL_URL="smtps://me:correct-horse@mail.example.org",
         PARSHALL_OPENAI_BASE_URL="https://me:correct-horse@models.example.org/v1",
     )
     assert result.exit_code == 0
     assert "correct" not in result.stdout
     assert "models.example.org" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("MAIL_URL", "mail.example.org"), ("MAIL_FROM", "Us"), ("PAGES_URL", "javascript:alert(1)")]
+)
+def test_a_wrong_setting_of_mail_is_named_and_its_value_is_not_shown(option: str, value: str) -> None:
+    result = run("users", "list", **{f"PARSHALL_{option}": value})
+    assert result.exit_code == 1
+    assert f"PARSHALL_{option}: " in result.stderr and value not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_config_still_lists_the_settings_when_one_is_wrong() -> None:

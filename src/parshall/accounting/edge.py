@@ -12,7 +12,8 @@ from parshall.kernel.errors import Invalid
 from parshall.kernel.headers import USER_ID_HEADER
 from parshall.kernel.http import Caller, WireModel
 from parshall.kernel.ids import UserId
-from parshall.kernel.tokens import Principal
+from parshall.kernel.scopes import opens_to
+from parshall.kernel.tokens import CREDITS_SCOPE, Principal
 
 SETTLE_SCOPE = "accounting:settle"
 _KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
@@ -40,6 +41,8 @@ Ledger = Annotated[Accounting, Depends(_service)]
 Key = Annotated[str | None, Depends(_idempotency_key)]
 Settler = Annotated[Principal, Depends(_settler)]
 """A service that may settle; users cannot, or they would set the price of their own streams."""
+OPEN = [opens_to(CREDITS_SCOPE)]
+"""What a route is declared with that API keys may read."""
 OnBehalfOf = Annotated[Who | None, Header(alias=USER_ID_HEADER, description="the user whom the service acts for")]
 
 

@@ -17,7 +17,7 @@ from parshall.accounting.bodies import (
     Who,
 )
 from parshall.accounting.changes import Terms
-from parshall.accounting.edge import Key, Ledger, json_text, once_of
+from parshall.accounting.edge import OPEN, Key, Ledger, json_text, once_of
 from parshall.accounting.http_organisations import router as organisations
 from parshall.accounting.http_streams import router as streams
 from parshall.accounting.http_usage import router as usage
@@ -47,13 +47,13 @@ After = Annotated[int, Query(ge=0, le=_ID_MAX, description="the last entry alrea
 # ── Balances ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/credits/balance")
+@router.get("/credits/balance", dependencies=OPEN)
 async def my_balance(accounting: Ledger, user: User) -> dict[str, Any]:
     """What I hold: available, held by running streams, the grants it comes from, and what an organisation gives me."""
     return await _balance(accounting, user.user_id)
 
 
-@router.get("/credits/total-balance")
+@router.get("/credits/total-balance", dependencies=OPEN)
 async def my_total(accounting: Ledger, user: User) -> dict[str, Any]:
     """What I hold in all, credits held by running streams included."""
     return {"totalCredits": wire((await accounting.balance(user.user_id)).total)}
@@ -70,7 +70,7 @@ async def _balance(accounting: Accounting, user_id: UserId) -> dict[str, Any]:
     return balance_wire(held) | {"organisation": None if standing is None else standing_wire(standing)}
 
 
-@router.post("/credits/check")
+@router.post("/credits/check", dependencies=OPEN)
 async def check(body: CheckBody, accounting: Ledger, user: User) -> dict[str, Any]:
     """Whether I, or my organisation for me, can pay so many credits; `credits` tells how many either can at most."""
     sufficient, available = await accounting.check(user.user_id, body.required_credits)
@@ -86,13 +86,13 @@ async def check(body: CheckBody, accounting: Ledger, user: User) -> dict[str, An
     return answer | {"message": f"{needed} credits are needed and {there} are available; ask for a grant."}
 
 
-@router.post("/credits/calculate")
+@router.post("/credits/calculate", dependencies=OPEN)
 async def calculate(body: CalculateBody, accounting: Ledger, _user: User) -> dict[str, Any]:
     """What tokens of a model cost at the price in force. Bare `tokens` are priced as output."""
     return {"credits": wire(await accounting.prices.calculate(body.model_id, body.usage()))}
 
 
-@router.get("/credits/statement")
+@router.get("/credits/statement", dependencies=OPEN)
 async def my_statement(
     accounting: Ledger, user: User, after: After = 0, limit: Limit = ENTRIES_PER_PAGE_DEFAULT
 ) -> dict[str, Any]:
@@ -208,7 +208,7 @@ async def remove(body: RemoveBody, accounting: Ledger, caller: Supervisor, key: 
 # ── Prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/prices")
+@router.get("/prices", dependencies=OPEN)
 async def prices(accounting: Ledger, _user: User) -> dict[str, Any]:
     """Credits per million tokens, per model: the price in force and those to come. `*` holds for any other model."""
     return {"prices": [price_wire(version) for version in await accounting.prices.all()]}

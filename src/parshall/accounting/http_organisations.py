@@ -16,7 +16,7 @@ from parshall.accounting.bodies_organisations import (
 )
 from parshall.accounting.changes import Terms
 from parshall.accounting.combine import Operation
-from parshall.accounting.edge import Key, Ledger, json_text
+from parshall.accounting.edge import OPEN, Key, Ledger, json_text
 from parshall.accounting.model import Changed, Grant
 from parshall.accounting.once import Once
 from parshall.accounting.organisation import Member, Organisation
@@ -83,7 +83,7 @@ async def organisations(
     return {"organisations": [organisation_wire(each) for each in listed], "next": more}
 
 
-@router.get("/mine")
+@router.get("/mine", dependencies=OPEN)
 async def mine(accounting: Ledger, user: User) -> dict[str, Any]:
     """My organisation, my limits there, what of them I have used, and what I may draw now; 404 without one."""
     return membership_wire(await accounting.organisations.standing(user.user_id))

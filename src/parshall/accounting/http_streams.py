@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from parshall.accounting.bodies import AbortBody, ExtendBody, FinalizeBody, InitializeBody, RepriceBody, Who
-from parshall.accounting.edge import Ledger, OnBehalfOf, Settler
+from parshall.accounting.edge import OPEN, Ledger, OnBehalfOf, Settler
 from parshall.accounting.model import Reservation, UnknownReservation
 from parshall.accounting.service import Accounting
 from parshall.accounting.wire import receipt_wire, session_wire, slice_wire
@@ -135,7 +135,7 @@ def _ended(reservation: Reservation, *, charged: str) -> dict[str, Any]:
 # ── People ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/active")
+@router.get("/active", dependencies=OPEN)
 async def my_active(accounting: Ledger, user: User) -> list[dict[str, Any]]:
     """My running streams, newest first."""
     return [session_wire(each) for each in await accounting.active(user.user_id)]
@@ -176,7 +176,7 @@ async def _recent(accounting: Accounting, user_id: UserId | None, minutes: int) 
     }
 
 
-@router.get("/{session_id}/receipt")
+@router.get("/{session_id}/receipt", dependencies=OPEN)
 async def receipt(session_id: str, accounting: Ledger, user: User) -> dict[str, Any]:
     """A stream's receipt, for its owner and supervisors; `settlement: pending` while it runs."""
     reservation = await accounting.receipt(parse_stream_id(session_id))

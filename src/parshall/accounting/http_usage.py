@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 from parshall.accounting.activity import Groups, Record, Recorded, Report, Sum
 from parshall.accounting.bodies import Who
 from parshall.accounting.bodies_usage import RecordBody, Since, Until
-from parshall.accounting.edge import Key, Ledger, OnBehalfOf, Settler, json_text, once_of
+from parshall.accounting.edge import OPEN, Key, Ledger, OnBehalfOf, Settler, json_text, once_of
 from parshall.accounting.service import Accounting
 from parshall.accounting.wire import rendered
 from parshall.kernel.clock import rfc3339
@@ -55,7 +55,7 @@ async def _who(accounting: Accounting, in_body: str | None, in_header: str | Non
     return found.pop()
 
 
-@router.get("/stats")
+@router.get("/stats", dependencies=OPEN)
 async def my_stats(accounting: Ledger, user: User, since: From = None, until: To = None) -> dict[str, Any]:
     """What I have used, whoever paid for it."""
     return _report(await accounting.usage.of_user(user.user_id, since=since, until=until), user.user_id)

@@ -23,9 +23,11 @@ from parshall.app.page import guide, home_page
 from parshall.app.people import Users
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
+from parshall.auth.service import Auth
 from parshall.chat.catalog import Catalog
 from parshall.chat.failover import Retries
 from parshall.chat.http import router as chat_router
+from parshall.chat.http_supervision import router as supervision_router
 from parshall.chat.ports import Provider, StreamLog
 from parshall.chat.providers import counting
 from parshall.chat.providers.embedded import MODEL_ID, EmbeddedProvider
@@ -88,7 +90,7 @@ async def system(settings: Settings) -> AsyncIterator[System]:
         stack.push_async_callback(streaming.close, drain_seconds=0)
         await streaming.recover()
         chat = Chat(database, streaming=streaming, catalog=catalog, clock=clock.now)
-        verifier = TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now)
+        verifier = _verifier(parts.auth, settings)
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)
         yield System(
@@ -128,7 +130,7 @@ def application(built: System) -> ASGIApp:
     app.state.on_disconnect = built.settings.on_disconnect
     app.state.price_of = _Prices(built.parts.accounting).of
     install_errors(app)
-    for router in (auth_router, wellknown_router, accounting_router, chat_router):
+    for router in (auth_router, wellknown_router, accounting_router, chat_router, supervision_router):
         app.include_router(router)
     _add_operations(app, built)
     return Edge(app, allowed_origins=built.settings.allowed_origins, limit=built.limit)
@@ -207,6 +209,11 @@ async def _stream_log(settings: Settings) -> StreamLog:
         return LocalStreamLog(settings.home_dir / "streams.db", clock=clock.now)
     retention_seconds = settings.stream_retention_hours * 3600
     return await SharedStreamLog.open(settings.stream_log_url, clock=clock.now, retention_seconds=retention_seconds)
+
+
+def _verifier(auth: Auth, settings: Settings) -> TokenVerifier:
+    exchange = auth.api_keys.access_token
+    return TokenVerifier(auth.key_set, issuer=settings.issuer, clock=clock.now, exchange=exchange)
 
 
 def _limits(settings: Settings) -> Limits:

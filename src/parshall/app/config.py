@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from parshall.accounting.signing import read_secrets
+from parshall.auth.mail import check_sender, post_of
 from parshall.chat.streams.address import Address
 from parshall.kernel.errors import StartupError
 
@@ -68,6 +69,17 @@ class Settings(BaseSettings):
     )
     issuer: str = Field("parshall", description="Issuer named in access tokens.")
     access_token_seconds: int = Field(900, ge=30, le=43_200, description="Life of an access token, in seconds.")
+    signup: bool = Field(True, description="Let anybody become a user (on or off); else administrators add users.")
+    mail_url: SecretStr | None = Field(
+        None,
+        description="Mail server: smtps://user:password@host, smtp://…, or mailbox: for files in HOME_DIR/mailbox.",
+    )
+    mail_from: str = Field(
+        "Parshall <parshall@localhost>", description="Sender of mail: an address, or a name with one."
+    )
+    pages_url: str | None = Field(
+        None, description="Where your pages are that mail leads to: URL/verify-email and URL/reset-password."
+    )
     openai_base_url: str | None = Field(
         None, description="Base URL of an OpenAI-compatible server, such as http://127.0.0.1:11434/v1."
     )
@@ -186,6 +198,28 @@ class Settings(BaseSettings):
         if value is not None:
             Address.parse(value)
             _check_password_is_apart(value)
+        return value
+
+    @field_validator("mail_url")
+    @classmethod
+    def _known_mail(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            post_of(value.get_secret_value(), sender="parshall@localhost", home=Path())
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _one_sender(cls, value: str) -> str:
+        check_sender(value)
+        return value
+
+    @field_validator("pages_url")
+    @classmethod
+    def _web_pages(cls, value: str | None) -> str | None:
+        if value is not None and not (
+            value.startswith(("http://", "https://")) and value.isascii() and " " not in value
+        ):
+            raise ValueError("give a URL such as https://chat.example.org")
         return value
 
     @field_validator("webhook_url")

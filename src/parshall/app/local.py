@@ -11,6 +11,7 @@ from parshall.accounting.service import Accounting
 from parshall.accounting.signing import read_secrets
 from parshall.accounting.webhook import Webhook, source_of
 from parshall.app.config import POSTGRES_URLS, SQLITE_URL, Settings
+from parshall.auth.mail import Post, post_of
 from parshall.auth.passwords import PasswordHasher
 from parshall.auth.service import Auth
 from parshall.kernel import clock
@@ -44,6 +45,9 @@ async def local(settings: Settings) -> AsyncIterator[Parts]:
             clock=clock.now,
             hasher=PasswordHasher(),
             access_seconds=settings.access_token_seconds,
+            signup_open=settings.signup,
+            post=_post(settings),
+            pages=settings.pages_url,
         )
         stack.push_async_callback(auth.close)
         accounting = Accounting(
@@ -66,6 +70,13 @@ def webhook(settings: Settings) -> Webhook | None:
     assert settings.webhook_secret is not None, "the settings have been validated"
     keys = read_secrets(settings.webhook_secret.get_secret_value())
     return Webhook(settings.webhook_url, keys=keys, source=source_of(settings.issuer), clock=clock.now)
+
+
+def _post(settings: Settings) -> Post | None:
+    """What takes letters, if anything; a command sends none, for that is a task of the serving process."""
+    if settings.mail_url is None:
+        return None
+    return post_of(settings.mail_url.get_secret_value(), sender=settings.mail_from, home=settings.home_dir)
 
 
 def _policy(settings: Settings) -> Policy | None:

@@ -95,7 +95,7 @@ async def _serve(settings: Settings, bound: socket.socket, *, demo: bool) -> Non
 
 @contextlib.asynccontextmanager
 async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
-    """The sweeper and, where there is a webhook, the deliverer; cancelled and awaited on leaving."""
+    """The sweeper, and what serves a mail server or a webhook where there is one; cancelled and awaited on leaving."""
     settings, accounting, hook = built.settings, built.parts.accounting, webhook(built.settings)
     sweeper = Sweeper(
         streaming=built.chat.streaming,
@@ -104,6 +104,8 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
         retention_seconds=settings.stream_retention_hours * 3600,
     )
     tasks = [asyncio.create_task(sweeper.run(), name="sweeper")]
+    if built.parts.auth.correspondence.is_on:
+        tasks.append(asyncio.create_task(built.parts.auth.correspondence.run(), name="correspondence"))
     if hook is not None:
         tasks.append(asyncio.create_task(Deliverer(accounting.outbox, hook).run(), name="deliverer"))
     try:

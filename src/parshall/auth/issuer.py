@@ -45,13 +45,39 @@ class Issuer:
         known = await self._database.read(store.list_keys)
         return keys.public_keys(keys.in_force(known, at=self._clock()))
 
+    async def keys_in_force(self) -> list[SigningKey]:
+        """The keys that are published, newest first."""
+        known = await self._database.read(store.list_keys)
+        return keys.in_force(known, at=self._clock())
+
     async def rotate(self) -> str:
         """Add a signing key, published at once and signing a minute later, and return its kid.
 
-        The key it replaces stays published for a day, longer than any token that it signed.
+        The key it replaces stays published for a day, longer than any token that it signed; then a rotation forgets it.
+        """
+        at = self._clock()
+        fresh = keys.new_signing_key(at=at)
+
+        def add(connection: Connection) -> None:
+            store.insert_key(connection, fresh)
+            kept = keys.in_force(store.list_keys(connection), at=at)
+            store.delete_keys_but(connection, [key.kid for key in kept])
+
+        await self._database.write(add)
+        return fresh.kid
+
+    async def replace_keys(self) -> str:
+        """Forget every signing key for a new one, which signs at once; its kid. For keys that somebody else has.
+
+        Access tokens end as services notice, within KEYS_REFRESH_SECONDS_MAX; refresh tokens and API keys do not.
         """
         fresh = keys.new_signing_key(at=self._clock())
-        await self._database.write(lambda connection: store.insert_key(connection, fresh))
+
+        def replace(connection: Connection) -> None:
+            store.delete_keys_but(connection, [])
+            store.insert_key(connection, fresh)
+
+        await self._database.write(replace)
         return fresh.kid
 
     # ── Services ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ from joserfc.jwk import KeySet, OKPKey
 from parshall.auth.model import SigningKey, User
 from parshall.kernel.clock import DAY, SECOND
 from parshall.kernel.ids import new_id
-from parshall.kernel.tokens import ALGORITHM, AUDIENCE, TOKEN_TYPE
+from parshall.kernel.tokens import ALGORITHM, API_KEY_PREFIX, AUDIENCE, TOKEN_TYPE, Role
 
 PUBLISHED_AHEAD_SECONDS = 60
 """A new key is published this long before it signs: no verifier meets a token whose key it could not have fetched."""
@@ -67,6 +67,15 @@ def user_claims(user: User, *, issuer: str, at: int, seconds: int, family_id: st
         "role": user.role.value,
         "sid": family_id,
     }
+
+
+def limited_claims(
+    user: User, scopes: frozenset[str], *, issuer: str, at: int, seconds: int, key_id: str
+) -> dict[str, Any]:
+    """The claims of a token for the API key with this id: limited to scopes, and never above an enduser."""
+    whole = user_claims(user, issuer=issuer, at=at, seconds=seconds, family_id=key_id)
+    limits = {"client_id": f"{API_KEY_PREFIX}{key_id}", "scope": " ".join(sorted(scopes))}
+    return {**whole, **limits, "role": Role.ENDUSER.value}
 
 
 def service_claims(name: str, scopes: frozenset[str], *, issuer: str, at: int) -> dict[str, Any]:

@@ -187,6 +187,14 @@ class RefreshRefused(Unauthenticated):
     default = "This session is over; log in again."
 
 
+class SessionOver(Unauthenticated):
+    """The access token is valid and the login that it stems from has ended."""
+
+    code = "session_over"
+    title = "Session over"
+    default = "The session of this access token has ended; log in again."
+
+
 class UserGone(Unauthenticated):
     """The access token is valid and its user no longer exists."""
 
@@ -216,7 +224,7 @@ class InvalidScope(Invalid):
 
     code = "invalid_scope"
     title = "Invalid scope"
-    default = f"Ask for scopes that this service has; there are {', '.join(sorted(SCOPES))}."
+    default = f"Ask for scopes that this service or API key has; services know {', '.join(sorted(SCOPES))}."
 
     def __init__(self, detail: str | None = None, /) -> None:
         """Say it in the words of RFC 6749 §5.2 too."""

@@ -28,6 +28,8 @@ FAILURE_WINDOW_SECONDS = 900
 FAILURES_PER_LOGIN_MAX = 10
 FAILURES_PER_ADDRESS_MAX = 50
 FAILURES_PER_SWEEP = 1024
+LETTERS_PER_EMAIL_MAX = 3
+LETTERS_PER_ADDRESS_MAX = 20
 
 
 class PasswordHasher:
@@ -73,13 +75,14 @@ class PasswordHasher:
 class LoginThrottle:
     """Counts failed logins of the last quarter of an hour, per login name and address, and per address."""
 
-    def __init__(self) -> None:
+    counted = "failed logins"
+
+    def __init__(self, per_login: int = FAILURES_PER_LOGIN_MAX, per_address: int = FAILURES_PER_ADDRESS_MAX) -> None:
+        """How many there may be."""
         self._storage = MemoryStorage()
         self._window = MovingWindowRateLimiter(self._storage)
-        self._per_login = RateLimitItemPerSecond(FAILURES_PER_LOGIN_MAX, FAILURE_WINDOW_SECONDS, namespace="login")
-        self._per_address = RateLimitItemPerSecond(
-            FAILURES_PER_ADDRESS_MAX, FAILURE_WINDOW_SECONDS, namespace="address"
-        )
+        self._per_login = RateLimitItemPerSecond(per_login, FAILURE_WINDOW_SECONDS, namespace="login")
+        self._per_address = RateLimitItemPerSecond(per_address, FAILURE_WINDOW_SECONDS, namespace="address")
         self._failures = 0
 
     def check(self, name: str, address: str) -> None:
@@ -89,11 +92,11 @@ class LoginThrottle:
                 reset = self._window.get_window_stats(item, key).reset_time
                 seconds = max(1, math.ceil(reset - time.time()))
                 raise TooManyRequests(
-                    f"Too many failed logins; try again in {math.ceil(seconds / 60)} min.", retry_after=seconds
+                    f"Too many {self.counted}; try again in {math.ceil(seconds / 60)} min.", retry_after=seconds
                 )
 
     def failed(self, name: str, address: str) -> None:
-        """Count a failure."""
+        """Count one."""
         for item, key in self._counters(name, address):
             self._window.hit(item, key)
         self._failures += 1
@@ -111,13 +114,28 @@ class LoginThrottle:
     def _counters(self, name: str, address: str) -> list[tuple[RateLimitItem, str]]:
         """Names are digested: an attacker chooses their length."""
         network = network_of(address)
-        digest = hashlib.sha256(f"{network} {name.lower()}".encode("utf-8", "replace")).hexdigest()
-        return [(self._per_login, digest), (self._per_address, network)]
+        return [(self._per_login, _digest(f"{network} {name.lower()}")), (self._per_address, network)]
 
     def _sweep(self) -> None:
         """Drop counters that have run empty: the storage forgets what they count, and keeps their names."""
         for key in [key for key, entries in self._storage.events.items() if not entries]:
             self._storage.clear(key)
+
+
+class MailThrottle(LoginThrottle):
+    """Counts letters: those to one e-mail address, whoever asks, and those that one network address asks for."""
+
+    counted = "messages"
+
+    def __init__(self) -> None:
+        super().__init__(LETTERS_PER_EMAIL_MAX, LETTERS_PER_ADDRESS_MAX)
+
+    def _counters(self, name: str, address: str) -> list[tuple[RateLimitItem, str]]:
+        return [(self._per_login, _digest(name.lower())), (self._per_address, network_of(address))]
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()
 
 
 def _b64(raw: bytes) -> str:

@@ -2,32 +2,44 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
-from typing import NoReturn
+from dataclasses import dataclass
 
-from joserfc import jwt
 from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError
 
-from parshall.auth import keys, model, store
-from parshall.auth.issuer import Issuer, digest
-from parshall.auth.model import Credential, NewUser, Session, SigningKey, User
+from parshall.auth import apikey_store, keys, mailed_store, model, store
+from parshall.auth.apikey import ApiKey
+from parshall.auth.apikeys import ApiKeys
+from parshall.auth.correspondence import Correspondence
+from parshall.auth.issuer import digest
+from parshall.auth.mail import Post
+from parshall.auth.mailed import Purpose, SignupClosed
+from parshall.auth.model import Credential, Session, SigningKey, User
 from parshall.auth.passwords import AT_ONCE, LoginThrottle, PasswordHasher
+from parshall.auth.users import Users, found, present
 from parshall.kernel.clock import SECOND, Clock
 from parshall.kernel.database import Database
-from parshall.kernel.errors import NotFound, ParshallError
 from parshall.kernel.ids import UserId, new_id
 from parshall.kernel.telemetry import log
-from parshall.kernel.tokens import ALGORITHM, Role
 
 REFRESH_SECONDS = 30 * 86_400
-ADMIN_USERNAME = "admin"
-ADMIN_EMAIL = "admin@localhost"
-_NO_USER = "There is no such user; give an id, a username or an e-mail address."
 _logger = log("auth")
 
 
-class Auth(Issuer):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What auth keeps of a user; instants in microseconds since the epoch.
+
+    A session is given as when it began and when it ends, a mailed code as its purpose and when it expires.
+    """
+
+    user: User
+    logged_in_at: int | None
+    sessions: list[tuple[int, int]]
+    api_keys: list[ApiKey]
+    mailed_codes: list[tuple[Purpose, int]]
+
+
+class Auth(Users):
     """The auth service. It owns the database and the hasher that it is given: `close` closes both."""
 
     def __init__(
@@ -38,121 +50,48 @@ class Auth(Issuer):
         clock: Clock,
         hasher: PasswordHasher,
         access_seconds: int = keys.ACCESS_SECONDS,
+        signup_open: bool = False,
+        post: Post | None = None,
+        pages: str | None = None,
     ) -> None:
-        """`issuer` is the tokens' `iss`; `access_seconds` (half a day at most) is a user token's life."""
-        super().__init__(database, issuer=issuer, clock=clock, access_seconds=access_seconds)
-        self._hasher = hasher
+        """`issuer` is the tokens' `iss`; `access_seconds` (half a day at most) is a user token's life.
+
+        `signup_open` lets anybody become a user; `post` takes letters, which lead to `pages` where there are any.
+        """
+        super().__init__(database, issuer=issuer, clock=clock, hasher=hasher, access_seconds=access_seconds)
         self._throttle = LoginThrottle()
         self._verifying = asyncio.Semaphore(AT_ONCE)
+        self.api_keys = ApiKeys(database, issuer=issuer, clock=clock)
+        self.correspondence = Correspondence(database, clock=clock, hasher=hasher, post=post, pages=pages)
+        self._signup_open = signup_open
 
     async def close(self) -> None:
         """Finish the hashes and transactions under way."""
         await self._hasher.close()
         await self._database.close()
 
-    # ── Users ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def present(self, user_id: UserId, session_id: str) -> User:
+        """The user of an access token. Raises UserGone, or SessionOver where its login or API key has ended."""
+        at = self._clock()
 
-    async def create_user(self, username: str, email: str, password: str, role: Role = Role.ENDUSER) -> User:
-        """Make a user. Raises MalformedUsername, MalformedEmail, UnfitPassword, UsernameTaken or EmailTaken."""
-        new = NewUser(username=username, email=email, password=password, role=role)
-        _check(new)
-        return await self._insert(new, await self._hasher.hash(password))
+        def look(connection: Connection) -> tuple[User, bool]:
+            return present(connection, user_id), (
+                store.family_lives(connection, session_id, user_id)
+                or apikey_store.key_lives(connection, session_id, user_id, at=at)
+            )
 
-    async def create_users(self, batch: Sequence[NewUser]) -> list[User | ParshallError]:
-        """Make each of these users or say why not, in order; one refusal does not hinder the others."""
-        assert len(batch) <= model.BATCH_USERS_MAX
-        hashes = await asyncio.gather(*(self._hash_checked(new) for new in batch))
-        return [
-            hashed if isinstance(hashed, ParshallError) else await self._insert_or_refuse(new, hashed)
-            for new, hashed in zip(batch, hashes, strict=True)
-        ]
+        user, lives = await self._database.read(look)
+        if not lives:
+            raise model.SessionOver
+        return user
 
-    async def ensure_admin(self, password: str | None) -> str | None:
-        """Make the user `admin` if there is no user at all; the password if it had to be generated, else None.
-
-        A given password is taken as it is, however short. Of several processes that start at once, one makes it.
-        """
-        if (await self.users_page(limit=1))[1]:
-            return None
-        chosen = password or secrets.token_urlsafe(12)
-        hashed = await self._hasher.hash(chosen)
-        new = NewUser(username=ADMIN_USERNAME, email=ADMIN_EMAIL, password=chosen, role=Role.ADMIN)
-        user = self._user(new, is_verified=True)
-        try:
-            made = await self._database.write(lambda c: store.insert_user(c, user, hashed, first=True))
-        except IntegrityError:
-            return None
-        return chosen if made and not password else None
-
-    async def find_user(self, who: str) -> User:
-        """The user with this id, username or e-mail address. Raises NotFound."""
-        return await self._database.read(lambda connection: _found(connection, who))
-
-    async def resolve(self, who: str) -> UserId:
-        """The id of the user with this id, username or e-mail address. Raises NotFound."""
-        return (await self.find_user(who)).id
-
-    async def users(self) -> list[User]:
-        """The users, eldest first, at most USERS_PER_PAGE_MAX."""
-        return (await self.users_page())[0]
-
-    async def users_page(
-        self, *, query: str = "", page: int = 1, limit: int = model.USERS_PER_PAGE_MAX
-    ) -> tuple[list[User], int]:
-        """One page (from 1) of the users whose name or address contains `query`, and how many there are in all."""
-        assert page >= 1
-        assert 1 <= limit <= model.USERS_PER_PAGE_MAX
-        offset = (page - 1) * limit
-        return await self._database.read(lambda c: store.list_users(c, query=query, limit=limit, offset=offset))
-
-    async def update_profile(self, user_id: UserId, *, username: str | None, email: str | None) -> User:
-        """Change the name, the address or both. Raises UsernameTaken, EmailTaken, MalformedUsername, MalformedEmail."""
-        if username is not None:
-            model.check_username(username)
-        if email is not None:
-            model.check_email(email)
-
-        def rename(connection: Connection) -> User:
-            user = _present(connection, user_id)
-            name, address = username or user.username, email or user.email
-            changed = store.update_profile(connection, user_id, username=name, email=address)
-            return changed or _refuse_taken(connection, name, but_for=user_id)
-
-        try:
-            return await self._database.write(rename)
-        except IntegrityError as error:
-            raise model.UsernameTaken("That username or e-mail address is taken; choose another.") from error
-
-    async def set_role(self, who: str, role: Role) -> User:
-        """Give a user a role. Raises NotFound, or LastAdmin when nobody could administer afterwards."""
-
-        def change(connection: Connection) -> User:
-            user = store.update_role(connection, _found(connection, who).id, role)
-            if user is None:
-                raise model.LastAdmin
-            return user
-
-        return await self._database.write(change)
-
-    async def delete_user(self, who: str, *, by: UserId | None = None) -> None:
-        """Remove a user with every session. Raises NotFound, LastAdmin, or OwnAccount where `by` is that user."""
-
-        def remove(connection: Connection) -> None:
-            user = _found(connection, who)
-            if user.id == by:
-                raise model.OwnAccount
-            if not store.delete_user(connection, user.id):
-                raise model.LastAdmin
-
-        await self._database.write(remove)
-
-    async def set_password(self, who: str, password: str) -> None:
-        """Give a user another password and end every session. Raises NotFound or UnfitPassword."""
-        model.check_password(password)
-        user_id = await self.resolve(who)
-        hashed = await self._hasher.hash(password)
-        if not await self._database.write(lambda c: store.update_password(c, user_id, hashed, replacing=None)):
-            raise NotFound(_NO_USER)
+    async def sign_up(self, username: str, email: str, password: str, address: str) -> User:
+        """Become a user; the address is asked to be confirmed. Raises SignupClosed, or as create_user."""
+        if not self._signup_open:
+            raise SignupClosed
+        user = await self.create_user(username, email, password)
+        self.correspondence.offer(Purpose.VERIFY, user.email, address)
+        return user
 
     # ── Sessions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -173,13 +112,14 @@ class Auth(Issuer):
         Raises WrongPassword, UnfitPassword, UserGone or TooManyRequests.
         """
         model.check_password(password)
-        try:
-            verified = await self._verified(user_id, current, address)
-        except model.WrongCredentials as error:
-            raise model.WrongPassword from error
+        verified = await self._confirmed(user_id, current, address)
         hashed = await self._hasher.hash(password)
-        old = verified.password_hash
-        if not await self._database.write(lambda c: store.update_password(c, user_id, hashed, replacing=old)):
+
+        def replace(connection: Connection) -> bool:
+            mailed_store.delete_codes(connection, user_id, Purpose.RESET)
+            return store.update_password(connection, user_id, hashed, replacing=verified.password_hash)
+
+        if not await self._database.write(replace):
             raise model.WrongPassword
         session = await self._open(user_id, hashed)
         if session is None:
@@ -201,21 +141,48 @@ class Auth(Issuer):
                 _logger.warning("refresh_replayed", user=user_id, family=family_id)
                 return None
             store.insert_token(connection, digest(successor), family_id, at=at, expires_at=expires_at)
-            return _found(connection, user_id), family_id, keys.signing_key(store.list_keys(connection), at=at)
+            return found(connection, user_id), family_id, keys.signing_key(store.list_keys(connection), at=at)
 
         rotated = await self._database.write(rotate)
         if rotated is None:
             raise model.RefreshRefused
         return self._session(*rotated, refresh_token=successor, at=at)
 
+    async def delete_own(self, user_id: UserId, password: str, address: str) -> None:
+        """Remove the caller, who knows the password. Raises WrongPassword, LastAdmin, UserGone or TooManyRequests."""
+        confirmed = await self._confirmed(user_id, password, address)
+
+        def remove(connection: Connection) -> None:
+            present(connection, user_id)
+            if store.find_credential(connection, user_id) != confirmed:
+                raise model.WrongPassword
+            if not store.delete_user(connection, user_id):
+                raise model.LastAdmin
+
+        await self._database.write(remove)
+
+    async def export(self, who: str) -> Export:
+        """All that is kept of a user, secrets aside. Raises NotFound."""
+
+        def gather(connection: Connection) -> Export:
+            user = found(connection, who)
+            return Export(
+                user=user,
+                logged_in_at=store.last_login(connection, user.id),
+                sessions=store.list_families(connection, user.id),
+                api_keys=apikey_store.list_keys(connection, user.id),
+                mailed_codes=mailed_store.list_codes(connection, user.id),
+            )
+
+        return await self._database.read(gather)
+
     async def logout(self, refresh_token: str) -> None:
         """End the session that this refresh token belongs to; an unknown one has none."""
         await self._database.write(lambda c: store.delete_family_of(c, digest(refresh_token)))
 
-    async def logout_session(self, access_token: str) -> None:
-        """End the session that this access token stems from. The caller has verified the token."""
-        claims = jwt.decode(access_token, await self.key_set(), algorithms=[ALGORITHM]).claims
-        await self._database.write(lambda c: store.delete_family(c, str(claims.get("sid", ""))))
+    async def logout_session(self, session_id: str) -> None:
+        """End the session that an access token names (`sid`)."""
+        await self._database.write(lambda connection: store.delete_family(connection, session_id))
 
     async def logout_all(self, user_id: UserId) -> None:
         """End every session of the user."""
@@ -231,13 +198,20 @@ class Auth(Issuer):
         self._throttle.check(who, address)
         async with self._verifying:
             self._throttle.check(who, address)
-            found = await self._database.read(lambda connection: store.find_credential(connection, who))
-            matches = await self._hasher.verify(password, found.password_hash if found else None)
-            if found is None or not matches:
+            credential = await self._database.read(lambda connection: store.find_credential(connection, who))
+            matches = await self._hasher.verify(password, credential.password_hash if credential else None)
+            if credential is None or not matches:
                 self._throttle.failed(who, address)
                 raise model.WrongCredentials
             self._throttle.succeeded(who, address)
-            return found
+            return credential
+
+    async def _confirmed(self, user_id: UserId, password: str, address: str) -> Credential:
+        """The same for a user who has logged in. Raises WrongPassword or TooManyRequests."""
+        try:
+            return await self._verified(user_id, password, address)
+        except model.WrongCredentials as error:
+            raise model.WrongPassword from error
 
     async def _open(self, user_id: UserId, verified_hash: str) -> Session | None:
         """A new session, in a family of its own; None if the password that was verified is no longer the user's."""
@@ -256,64 +230,3 @@ class Auth(Issuer):
         if begun is None:
             return None
         return self._session(begun[0], family_id, begun[1], refresh_token=token, at=at)
-
-    async def _hash_checked(self, new: NewUser) -> str | ParshallError:
-        try:
-            _check(new)
-            return await self._hasher.hash(new.password)
-        except ParshallError as error:
-            return error
-
-    async def _insert_or_refuse(self, new: NewUser, password_hash: str) -> User | ParshallError:
-        try:
-            return await self._insert(new, password_hash)
-        except ParshallError as error:
-            return error
-
-    async def _insert(self, new: NewUser, password_hash: str) -> User:
-        user = self._user(new, is_verified=False)
-
-        def keep(connection: Connection) -> User:
-            if not store.insert_user(connection, user, password_hash):
-                _refuse_taken(connection, user.username, but_for=user.id)
-            return user
-
-        try:
-            return await self._database.write(keep)
-        except IntegrityError as error:  # two that could not see each other, where writers run side by side
-            raise model.UsernameTaken("That username or e-mail address is taken; choose another.") from error
-
-    def _user(self, new: NewUser, *, is_verified: bool) -> User:
-        return User(
-            id=UserId(new_id()),
-            username=new.username,
-            email=new.email,
-            role=new.role,
-            is_verified=is_verified,
-            created_at=self._clock(),
-        )
-
-
-def _check(new: NewUser) -> None:
-    model.check_username(new.username)
-    model.check_email(new.email)
-    model.check_password(new.password)
-
-
-def _found(connection: Connection, who: str) -> User:
-    user = store.find_user(connection, who)
-    if user is None:
-        raise NotFound(_NO_USER)
-    return user
-
-
-def _present(connection: Connection, user_id: UserId) -> User:
-    user = store.find_user(connection, user_id)
-    if user is None:
-        raise model.UserGone
-    return user
-
-
-def _refuse_taken(connection: Connection, username: str, *, but_for: UserId) -> NoReturn:
-    """Say which of name and address was in the way of a statement that changed nothing."""
-    raise model.UsernameTaken if store.username_taken(connection, username, but_for=but_for) else model.EmailTaken

@@ -1,5 +1,6 @@
 """Every statement on the tables of auth; whoever calls owns the transaction."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -151,6 +152,16 @@ def record_login(connection: Connection, user_id: UserId, *, verified_hash: str,
     return _user(row) if row else None
 
 
+def mark_verified(connection: Connection, user_id: UserId) -> None:
+    """Note that the user's present address is theirs."""
+    connection.execute(update(users).where(users.c.id == user_id).values(is_verified=True))
+
+
+def last_login(connection: Connection, user_id: UserId) -> int | None:
+    """When the user last logged in, if ever."""
+    return connection.execute(select(users.c.logged_in_at).where(users.c.id == user_id)).scalar_one_or_none()
+
+
 def _same_handle(table: Any, username: str, email: str) -> ColumnElement[bool]:
     return or_(table.c.username_key == username.lower(), table.c.email_key == email.lower())
 
@@ -223,6 +234,19 @@ def consume_token(connection: Connection, digest: str, *, at: int) -> bool:
     return used.one_or_none() is not None
 
 
+def list_families(connection: Connection, user_id: UserId) -> list[tuple[int, int]]:
+    """When each session of the user began and ends, eldest first."""
+    families = select(refresh_families.c.created_at, refresh_families.c.expires_at)
+    own = families.where(refresh_families.c.user_id == user_id).order_by(refresh_families.c.created_at)
+    return [(row.created_at, row.expires_at) for row in connection.execute(own)]
+
+
+def family_lives(connection: Connection, family_id: str, user_id: UserId) -> bool:
+    """Whether this session of the user has not ended."""
+    family = and_(refresh_families.c.id == family_id, refresh_families.c.user_id == user_id)
+    return connection.execute(select(refresh_families.c.id).where(family)).first() is not None
+
+
 def delete_family(connection: Connection, family_id: str) -> None:
     """Revoke every token of the family."""
     connection.execute(delete(refresh_families).where(refresh_families.c.id == family_id))
@@ -261,6 +285,11 @@ def hold_start(connection: Connection) -> None:
 def insert_key(connection: Connection, key: SigningKey) -> None:
     """Keep a signing key."""
     connection.execute(insert(signing_keys).values(kid=key.kid, private_pem=key.private_pem, created_at=key.created_at))
+
+
+def delete_keys_but(connection: Connection, kids: Sequence[str]) -> None:
+    """Forget all signing keys but these."""
+    connection.execute(delete(signing_keys).where(signing_keys.c.kid.not_in(kids)))
 
 
 # ── Services ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
 
+from parshall.auth.apikey import ApiKey
 from parshall.auth.model import SCOPES, InvalidClient, NewUser, User
-from parshall.kernel.clock import rfc3339
+from parshall.auth.service import Export
+from parshall.kernel.clock import DAY, rfc3339
 from parshall.kernel.errors import Invalid, ParshallError
-from parshall.kernel.tokens import ALGORITHM
+from parshall.kernel.tokens import ALGORITHM, KEY_SCOPES
 
 FORM_FIELDS_MAX = 16
 _FORM = "application/x-www-form-urlencoded"
@@ -61,6 +63,30 @@ def user_document(user: User) -> dict[str, Any]:
     }
 
 
+def key_document(key: ApiKey) -> dict[str, Any]:
+    """A key as its owner reads it; the day of its last use is a date in UTC."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "prefix": key.prefix,
+        "scopes": sorted(key.scopes),
+        "createdAt": rfc3339(key.created_at),
+        "expiresAt": rfc3339(key.expires_at),
+        "lastUsedOn": None if key.used_day is None else rfc3339(key.used_day * DAY)[:10],
+    }
+
+
+def export_document(export: Export) -> dict[str, Any]:
+    """All that auth keeps of a user. The password is kept as an Argon2id hash, tokens and keys as digests: left out."""
+    return {
+        "user": user_document(export.user),
+        "loggedInAt": None if export.logged_in_at is None else rfc3339(export.logged_in_at),
+        "sessions": [{"createdAt": rfc3339(began), "expiresAt": rfc3339(ends)} for began, ends in export.sessions],
+        "apiKeys": [key_document(key) for key in export.api_keys],
+        "mailedCodes": [{"purpose": use.value, "expiresAt": rfc3339(ends)} for use, ends in export.mailed_codes],
+    }
+
+
 def outcome_document(asked: NewUser, outcome: User | ParshallError) -> dict[str, Any]:
     """What became of one user of a batch."""
     named = {"username": asked.username, "email": asked.email}
@@ -98,7 +124,7 @@ def discovery(issuer: str) -> dict[str, Any]:
         "response_types_supported": [],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": [ALGORITHM],
-        "scopes_supported": sorted(SCOPES),
+        "scopes_supported": sorted(SCOPES | KEY_SCOPES),
     }
 
 

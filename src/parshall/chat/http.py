@@ -7,13 +7,14 @@ from fastapi.responses import JSONResponse
 
 from parshall.chat import wire
 from parshall.chat.http_streams import Asked, ChatService, SessionIdPath, ask_stream, read_to_end, streams_router
-from parshall.chat.http_supervision import supervision_router
 from parshall.chat.model import PER_PAGE_MAX, receipt
 from parshall.chat.ports import ModelCard
 from parshall.kernel.headers import STREAM_ID_HEADER
 from parshall.kernel.http import User, problem
+from parshall.kernel.scopes import opens_to
+from parshall.kernel.tokens import CHAT_SCOPE
 
-router = APIRouter(prefix="/api", tags=["chat"])
+router = APIRouter(prefix="/api", tags=["chat"], dependencies=[opens_to(CHAT_SCOPE)])
 
 
 @router.post("/chat/sessions", status_code=201)
@@ -131,4 +132,3 @@ async def _model_wire(request: Request, card: ModelCard) -> dict[str, Any]:
 
 
 router.include_router(streams_router)
-router.include_router(supervision_router)

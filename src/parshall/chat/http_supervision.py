@@ -17,7 +17,8 @@ from parshall.kernel.clock import rfc3339
 from parshall.kernel.http import Admin, Supervisor
 from parshall.kernel.telemetry import bind
 
-supervision_router = APIRouter(tags=["supervision"])
+router = APIRouter(prefix="/api", tags=["supervision"])
+"""Apart from the router of chat, because an API key that may chat must not observe others."""
 
 
 def _service(request: Request) -> Supervision:
@@ -51,7 +52,7 @@ class ObserveResponse(StreamResponse):
             await asyncio.shield(self._supervision.observed(self._observation, self._observer))
 
 
-@supervision_router.get("/chat/sessions/{session_id}/observe", response_class=ObserveResponse, status_code=200)
+@router.get("/chat/sessions/{session_id}/observe", response_class=ObserveResponse, status_code=200)
 async def observe_session(
     request: Request, session_id: SessionIdPath, caller: Supervisor, supervision: SupervisionService, after: Offset
 ) -> Response:
@@ -61,7 +62,7 @@ async def observe_session(
     return ObserveResponse(request, observation, observer, supervision)
 
 
-@supervision_router.get("/chat/observations")
+@router.get("/chat/observations")
 async def list_observations(
     _caller: Admin,
     supervision: SupervisionService,
@@ -78,7 +79,7 @@ async def list_observations(
     }
 
 
-@supervision_router.get("/chat/users/search")
+@router.get("/chat/users/search")
 async def search_users(
     _caller: Supervisor,
     supervision: SupervisionService,
@@ -94,7 +95,7 @@ async def search_users(
     }
 
 
-@supervision_router.get("/chat/users/{user_id}/sessions")
+@router.get("/chat/users/{user_id}/sessions")
 async def list_sessions_of(
     user_id: Who,
     _caller: Supervisor,
@@ -109,7 +110,7 @@ async def list_sessions_of(
     )
 
 
-@supervision_router.get("/chat/users/{user_id}/sessions/{session_id}")
+@router.get("/chat/users/{user_id}/sessions/{session_id}")
 async def get_session_of(
     user_id: Who, session_id: SessionIdPath, caller: Supervisor, supervision: SupervisionService
 ) -> dict[str, Any]:

@@ -5,7 +5,20 @@ from typing import Annotated
 import typer
 
 from parshall import __version__
-from parshall.cli import audit, chat, config, credits, events, models, organisations, prices, services, users
+from parshall.cli import (
+    audit,
+    chat,
+    config,
+    credits,
+    events,
+    keys,
+    models,
+    organisations,
+    prices,
+    services,
+    signing_keys,
+    users,
+)
 from parshall.cli.terminal import Commands, Usage, group
 
 LATER = "comes with a later release; run without it."
@@ -17,7 +30,8 @@ app.add_typer(prices.app, name="prices")
 app.add_typer(events.app, name="events")
 app.add_typer(organisations.app, name="organisations")
 app.add_typer(services.app, name="services")
-app.add_typer(services.keys, name="keys")
+app.add_typer(keys.app, name="keys")
+app.add_typer(signing_keys.app, name="signing-keys")
 app.add_typer(models.app, name="models")
 app.command(name="audit")(audit.audit)
 app.command(name="chat")(chat.chat)

@@ -1,4 +1,4 @@
-"""`parshall services` and `parshall keys`: credentials of services that call others, and the keys that sign tokens."""
+"""`parshall services`: credentials of services that call others as themselves."""
 
 from typing import Annotated
 
@@ -8,7 +8,6 @@ from parshall.cli.terminal import AsJson, group, local, say, show
 from parshall.kernel.clock import rfc3339
 
 app = group("Credentials of services that call others as themselves.")
-keys = group("The keys that sign access tokens.")
 
 Name = Annotated[str, typer.Argument(help="2 to 31 lower-case letters, digits or hyphens.")]
 
@@ -52,13 +51,3 @@ def revoke(name: Name) -> None:
     """
     local(lambda parts: parts.auth.revoke_service(name))
     say(f"Revoked {name}.")
-
-
-@keys.command()
-def rotate() -> None:
-    """Make a new signing key; tokens signed with the old one stay valid until they expire.
-
-    Example: parshall keys rotate
-    """
-    local(lambda parts: parts.auth.rotate())
-    say("A new signing key is made; running servers sign with it in about a minute.")

@@ -23,7 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parshall.kernel import headers as names
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
-from parshall.kernel.ratelimit import Pairs, RateLimit
+from parshall.kernel.ratelimit import REFUSED_CALLER, Pairs, RateLimit
+from parshall.kernel.scopes import check_scope
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import Principal, Role, presented_token
 
@@ -93,7 +94,11 @@ async def current_principal(request: Request) -> Principal:
     token = presented_token(request)
     if not token:
         raise Unauthenticated
-    principal: Principal = await request.app.state.verifier.verify(token)
+    if (refused := request.scope.get(REFUSED_CALLER)) is not None:  # once is enough: wrong keys are counted
+        raise refused
+    address = request.client.host if request.client else "unknown"
+    principal: Principal = await request.app.state.verifier.verify(token, address)
+    check_scope(principal, request)
     claimed = request.headers.get(names.USER_ID_HEADER)
     if claimed and not principal.is_service and claimed not in (principal.user_id, principal.username):
         raise Forbidden("X-User-ID names another user than the access token; leave the header out.")
@@ -101,7 +106,7 @@ async def current_principal(request: Request) -> Principal:
     return principal
 
 
-_documented = HTTPBearer(auto_error=False, description="The accessToken of POST /api/auth/login.")
+_documented = HTTPBearer(auto_error=False, description="The accessToken of POST /api/auth/login, or an API key.")
 
 
 async def _caller(

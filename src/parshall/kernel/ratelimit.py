@@ -15,6 +15,8 @@ from parshall.kernel.tokens import TokenVerifier, presented_token
 from parshall.kernel.windows import WINDOW_SECONDS, Count, Windows
 
 Pairs = tuple[tuple[str, str], ...]
+REFUSED_CALLER = "parshall.refused_caller"
+"""Where the ASGI scope keeps why the token of a request does not verify."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +51,15 @@ class RateLimit:
     async def _caller(self, request: Request) -> tuple[str, str]:
         """The policy that holds for a caller, and who it is; a token that does not verify names nobody."""
         token = presented_token(request)
+        address = request.client.host if request.client else "unknown"
         if token:
             try:
-                principal = await self._verifier.verify(token)
-            except ParshallError:  # whoever needs the caller refuses it, with words
-                pass
+                principal = await self._verifier.verify(token, address)
+            except ParshallError as error:  # whoever needs the caller refuses it, with these words
+                request.scope[REFUSED_CALLER] = error
             else:
                 return "service" if principal.is_service else "user", principal.user_id
-        return "address", network_of(request.client.host if request.client else "unknown")
+        return "address", network_of(address)
 
 
 def _admission(policy: str, most: int, count: Count) -> Admission:

@@ -1,5 +1,6 @@
 """Access tokens (RFC 9068): who a caller is, and how every service verifies that without asking auth."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 from starlette.requests import Request
 
-from parshall.kernel.clock import SECOND, Clock
-from parshall.kernel.errors import Forbidden, Unauthenticated
+from parshall.kernel.clock import INSTANT_MAX, SECOND, Clock
+from parshall.kernel.errors import Forbidden, Unauthenticated, Unavailable
 from parshall.kernel.ids import UserId
 
 ALGORITHM = "Ed25519"
@@ -22,10 +23,24 @@ AUDIENCE = "parshall"
 TOKEN_BYTES_MAX = 8192
 VERIFIED_MAX = 10_000
 KEYS_REFRESH_SECONDS_MIN = 10
+KEYS_REFRESH_SECONDS_MAX = 300
+"""After so long the keys are fetched again even where all is well: one may have been taken back."""
+API_KEY_PREFIX = "parshall_"
+"""How every API key begins, and the `client_id` of the tokens that it is exchanged for; no service is named so."""
+API_KEY_REMEMBERED_SECONDS = 30
+"""How long a service goes on taking an API key without asking auth again: as long as a revoked one still works."""
 LEEWAY_SECONDS = 30
+
+CHAT_SCOPE = "chat"
+CREDITS_SCOPE = "credits:read"
+PROFILE_SCOPE = "profile:read"
+KEY_SCOPES = frozenset({CHAT_SCOPE, CREDITS_SCOPE, PROFILE_SCOPE})
+"""What an API key can be allowed: to chat, to see the own credits and usage, to see the own profile."""
 
 KeySource = Callable[[], Awaitable[KeySet]]
 """Fetches the public keys that are in force."""
+Exchange = Callable[[str, str], Awaitable[str]]
+"""An access token for an API key that came from a network address. Raises Unauthenticated or TooManyRequests."""
 
 
 class Role(StrEnum):
@@ -43,7 +58,11 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """The verified caller: a user, or a service (`scopes` then says what it may do, `user_id` is its name)."""
+    """The verified caller: a user, or a service (`scopes` then says what it may do, `user_id` is its name).
+
+    `session_id` names the login or API key that a user's token stems from (`sid`); auth alone knows whether it has
+    ended. A user's token is limited to `scopes` where `is_limited` says so, else it may do all that the user may.
+    """
 
     user_id: UserId
     username: str
@@ -51,6 +70,8 @@ class Principal:
     role: Role
     scopes: frozenset[str] = frozenset()
     is_service: bool = False
+    is_limited: bool = False
+    session_id: str = ""
 
     def require(self, role: Role) -> None:
         """Raises Forbidden unless the caller is a user of at least this role."""
@@ -75,28 +96,37 @@ def presented_token(request: Request) -> str:
 class TokenVerifier:
     """Verifies access tokens against a key source and remembers each verdict until the token expires."""
 
-    def __init__(self, keys: KeySource, *, issuer: str, clock: Clock) -> None:
-        """`issuer` must equal the token's `iss` (RFC 9068 §4)."""
+    def __init__(self, keys: KeySource, *, issuer: str, clock: Clock, exchange: Exchange | None = None) -> None:
+        """`issuer` must equal the token's `iss` (RFC 9068 §4). Without `exchange` no API key is taken."""
         self._keys = keys
+        self._exchange = exchange
         self._issuer = issuer
         self._clock = clock
         self._key_set: KeySet | None = None
         self._fetched_at = 0
+        self._fetching = asyncio.Lock()
         self._verified: OrderedDict[str, tuple[Principal, int]] = OrderedDict()
 
-    async def verify(self, token: str) -> Principal:
-        """The principal of a valid token. Raises Unauthenticated.
+    async def verify(self, token: str, address: str = "") -> Principal:
+        """The principal of a valid token or API key. Raises Unauthenticated, and TooManyRequests for wrong keys.
 
-        A signature costs about 0.2 ms, hence the memory; it is bounded and forgets the longest unused.
+        `address` is where the request came from. A signature costs about 0.2 ms, hence the memory; it is bounded and
+        forgets the longest unused.
         """
         at = self._clock()
+        await self._current_keys(at, refresh=False)  # before the memory, which goes with a key that was taken back
         known = self._verified.get(token)
         if known is not None and known[1] > at:
             self._verified.move_to_end(token)
             return known[0]
         if len(token) > TOKEN_BYTES_MAX:
             raise Unauthenticated("The access token is too long; log in again.")
-        principal, expires_at = _principal(await self._claims(token, at), issuer=self._issuer, at=at)
+        if self._exchange is not None and token.startswith(API_KEY_PREFIX):
+            exchanged, remembered = await self._exchange(token, address), at + API_KEY_REMEMBERED_SECONDS * SECOND
+        else:
+            exchanged, remembered = token, INSTANT_MAX
+        principal, expires_at = _principal(await self._claims(exchanged, at), issuer=self._issuer, at=at)
+        expires_at = min(expires_at, remembered)
         self._verified[token] = (principal, expires_at)
         if len(self._verified) > VERIFIED_MAX:
             self._verified.popitem(last=False)
@@ -119,12 +149,29 @@ class TokenVerifier:
         raise AssertionError("unreachable: the second pass answers or raises")
 
     async def _current_keys(self, at: int, *, refresh: bool) -> KeySet:
-        """The keys; fetched again for a token that fails, at most every few seconds: it may bear a rotated key."""
-        stale = at - self._fetched_at >= KEYS_REFRESH_SECONDS_MIN * SECOND
-        if self._key_set is None or (refresh and stale):
-            self._key_set = await self._keys()
-            self._fetched_at = at
+        """The keys; fetched again when they are old or, at most every few seconds, for a token that fails.
+
+        Such a token may bear a rotated key, and so may those that come while the keys are on their way.
+        """
+        age = KEYS_REFRESH_SECONDS_MIN if refresh else KEYS_REFRESH_SECONDS_MAX
+        if self._key_set is None or at - self._fetched_at >= age * SECOND:
+            async with self._fetching:
+                if self._key_set is None or at - self._fetched_at >= age * SECOND:
+                    self._key_set = await self._fetch()
+                    self._fetched_at = at
         return self._key_set
+
+    async def _fetch(self) -> KeySet:
+        """The keys in force, or those known where auth is away. What a key signed that is gone is forgotten with it."""
+        try:
+            fetched = await self._keys()
+        except Unavailable:
+            if self._key_set is None:
+                raise
+            return self._key_set
+        if self._key_set is not None and {key.kid for key in self._key_set.keys} - {key.kid for key in fetched.keys}:
+            self._verified.clear()
+        return fetched
 
 
 def _principal(claims: dict[str, Any], *, issuer: str, at: int) -> tuple[Principal, int]:
@@ -146,8 +193,8 @@ def _principal(claims: dict[str, Any], *, issuer: str, at: int) -> tuple[Princip
 
 
 def _caller(claims: dict[str, Any]) -> Principal:
-    name, email, scope = claims.get("username", ""), claims.get("email", ""), claims.get("scope", "")
-    if not (isinstance(name, str) and isinstance(email, str) and isinstance(scope, str)):
+    name, email, scope, session = (claims.get(claim, "") for claim in ("username", "email", "scope", "sid"))
+    if not all(isinstance(claim, str) for claim in (name, email, scope, session)):
         raise Unauthenticated("The access token's claims have the wrong types; log in again.")
     service = claims.get("role") == "service"
     try:
@@ -161,6 +208,8 @@ def _caller(claims: dict[str, Any]) -> Principal:
         role=role,
         scopes=frozenset(scope.split()),
         is_service=service,
+        is_limited=not service and str(claims.get("client_id")).startswith(API_KEY_PREFIX),
+        session_id=session,
     )
 
 

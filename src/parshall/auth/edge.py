@@ -1,0 +1,67 @@
+"""What auth's routes share: the service, the forms of names and passwords, and callers as auth knows them now."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from pydantic import Field
+
+from parshall.auth import model
+from parshall.auth.service import Auth
+from parshall.kernel.errors import Forbidden
+from parshall.kernel.http import Admin, Caller, User, WireModel
+from parshall.kernel.tokens import Principal, Role
+
+Document = dict[str, Any]
+Username = Annotated[str, Field(pattern=model.USERNAME_PATTERN)]
+Email = Annotated[str, Field(max_length=model.EMAIL_CHARS_MAX, pattern=model.EMAIL_PATTERN)]
+NewPassword = Annotated[str, Field(min_length=model.PASSWORD_CHARS_MIN, max_length=model.PASSWORD_BYTES_MAX)]
+
+
+class SignupBody(WireModel):
+    """A new user's own wishes."""
+
+    username: Username
+    email: Email
+    password: NewPassword
+
+
+async def _service(request: Request) -> Auth:
+    auth: Auth = request.app.state.auth
+    return auth
+
+
+def network_address(request: Request) -> str:
+    """Where a request came from, which counts for throttles."""
+    return request.client.host if request.client else "unknown"
+
+
+Service = Annotated[Auth, Depends(_service)]
+
+
+async def _present(principal: User, auth: Service) -> model.User:
+    """Elsewhere a token counts until it expires; here it must not outlive its session, nor restore an old role."""
+    return await auth.present(principal.user_id, principal.session_id)
+
+
+Present = Annotated[model.User, Depends(_present)]
+"""The calling user as auth knows them now."""
+
+
+async def _administrator(_principal: Admin, user: Present) -> model.User:
+    if user.role is not Role.ADMIN:
+        raise Forbidden
+    return user
+
+
+async def _reader(principal: Caller, auth: Service) -> Principal:
+    """Users are looked up by administrators, and by services that resolve a name."""
+    if principal.is_service:
+        principal.require_scope(model.READ_SCOPE)
+        return principal
+    principal.require(Role.ADMIN)
+    await _administrator(principal, await _present(principal, auth))
+    return principal
+
+
+Administrator = Annotated[model.User, Depends(_administrator)]
+Reader = Annotated[Principal, Depends(_reader)]

@@ -1,0 +1,180 @@
+"""API keys against a running server: what each scope opens, that all else is shut, and standard OAuth2 in between."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from tests.serving import Caller, Server, serving, text_of, upstream
+
+from parshall.client.api import Client
+from parshall.kernel.tokens import KEY_SCOPES
+
+NAMES = (f"user{number}" for number in itertools.count())
+OPEN = {
+    "credits:read": {
+        *("GET /api/credits/balance", "GET /api/credits/total-balance", "GET /api/credits/statement"),
+        *("POST /api/credits/check", "POST /api/credits/calculate", "GET /api/prices", "GET /api/usage/stats"),
+        *("GET /api/streaming-sessions/active", "GET /api/streaming-sessions/{session_id}/receipt"),
+        "GET /api/organisations/mine",
+    },
+    "profile:read": {"GET /api/profile"},
+}
+"""What a key opens by its scopes, chat's own routes aside."""
+CHATS = re.compile(r"\w+ /api/(chat/(sessions(?!.*/observe)|streams)|models)")
+PUBLIC = re.compile(
+    r"\w+ /(api/)?(health|version|\.well-known/|auth/(signup|login|refresh|logout|token|"
+    r"forgot-password|resend-verification|verify-email|reset-password)$)"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with (
+        upstream() as url,
+        serving(tmp_path_factory.mktemp("home"), EMBEDDED_MODEL="off", OPENAI_BASE_URL=url, OPENAI_MODELS="fake") as up,
+    ):
+        yield up
+
+
+@pytest.fixture
+def owner(server: Server) -> Caller:
+    return server.customer(next(NAMES))
+
+
+def made(owner: Caller, **body: Any) -> dict[str, Any]:
+    return dict(owner.post("/api/auth/api-keys", {"name": "ci", **body}, expect=201))
+
+
+@pytest.fixture
+def holder(server: Server, owner: Caller) -> Iterator[Caller]:
+    """A program with a key that has every scope."""
+    caller = Caller(server.url)
+    caller.token = made(owner)["key"]
+    yield caller
+    caller.close()
+
+
+def routes(holder: Caller) -> Iterator[tuple[str, str]]:
+    """Every route of every service, with something in place of each parameter."""
+    for path, methods in holder.get("/openapi.json")["paths"].items():
+        for method in methods:
+            yield f"{method.upper()} {path}", re.sub(r"\{\w+\}", "0" * 32, path)
+
+
+@pytest.mark.parametrize("scope", sorted(KEY_SCOPES))
+def test_a_key_opens_the_routes_of_its_scope_and_no_other(server: Server, owner: Caller, scope: str) -> None:
+    caller = Caller(server.url)
+    caller.token = made(owner, scopes=[scope])["key"]
+    tried = 0
+    for route, path in routes(caller):
+        if PUBLIC.match(route):
+            continue
+        answer = caller.http.request(route.split()[0], path, headers=caller.headers(), json={})
+        opened = bool(CHATS.match(route)) if scope == "chat" else route in OPEN[scope]
+        shut = answer.status_code == 403 and ("needs the scope" in answer.text or "is not for API keys" in answer.text)
+        assert shut != opened, f"{route}: {answer.status_code} {answer.text}"
+        tried += 1
+    assert tried > 60
+    caller.close()
+
+
+def test_a_program_with_a_key_chats_and_sees_what_it_cost(holder: Caller) -> None:
+    events = holder.ask(holder.session(), "hello")
+    assert text_of(events)
+    receipt = events[-1].json()["receipt"]
+    assert receipt["balanceAfter"] == holder.balance()["availableCredits"] < 100
+    assert holder.get(f"/api/streaming-sessions/{receipt['streamingSessionId']}/receipt")
+    assert holder.get("/api/profile")["user"]["username"].startswith("user")
+
+
+def test_the_client_takes_a_key_for_a_token(server: Server, holder: Caller) -> None:
+    with Client(server.url, token=holder.token) as client:
+        assert client.balance().available == 100
+
+
+def test_an_admins_key_has_the_rights_of_an_enduser(server: Server, owner: Caller) -> None:
+    events = owner.ask(owner.session(), "hello")
+    stream = events[0].json()["streamingSessionId"]
+    admin = server.user()
+    assert admin.state(stream)
+    program = Caller(server.url)
+    program.token = admin.post("/api/auth/api-keys", {"name": f"of {stream}"}, expect=201)["key"]
+    program.get(f"/api/chat/streams/{stream}", expect=404, headers={"Accept": "application/json"})
+    for caller in (admin, program):
+        caller.close()
+
+
+def granted(server: Server, key: str, **form: str) -> httpx2.Response:
+    body = {"grant_type": "client_credentials", "client_secret": key, **form}
+    return httpx2.post(f"{server.url}/api/auth/token", data=body)
+
+
+def test_a_key_is_exchanged_for_a_token_by_standard_means(server: Server, owner: Caller) -> None:
+    made_key = made(owner)
+    key, prefix = made_key["key"], made_key["prefix"]
+    for form in ({}, {"client_id": prefix}, {"client_id": made_key["id"]}):
+        answer = granted(server, key, **form, scope="credits:read")
+        assert answer.status_code == 200
+        body = answer.json()
+        assert (body["token_type"], body["expires_in"], body["scope"]) == ("Bearer", 300, "credits:read")
+    basic = httpx2.post(f"{server.url}/api/auth/token", data={"grant_type": "client_credentials"}, auth=(prefix, key))
+    assert basic.json()["scope"] == "chat credits:read profile:read"
+    caller = Caller(server.url)
+    caller.token = body["access_token"]
+    assert caller.balance()["availableCredits"] == 100
+    caller.get("/api/profile", expect=403)
+    caller.close()
+    assert (granted(server, key, scope="admin").json()["error"]) == "invalid_scope"
+    for wrong in (granted(server, key[:-1]), granted(server, key, client_id="parshall_0123456789abcdef")):
+        assert (wrong.status_code, wrong.json()["error"]) == (401, "invalid_client")
+
+
+def test_keys_are_listed_without_their_text_and_end_when_revoked(server: Server, owner: Caller) -> None:
+    made_key = made(owner, scopes=["profile:read"], expiresAt="2027-12-31T00:00:00+01:00")
+    program = Caller(server.url)
+    program.token = made_key.pop("key")
+    assert program.get("/api/profile")
+    (listed,) = owner.get("/api/auth/api-keys")["keys"]
+    assert {"message": made_key["message"], **listed, "lastUsedOn": None} == made_key
+    assert (listed["expiresAt"], listed["scopes"]) == ("2027-12-30T23:00:00.000000Z", ["profile:read"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", listed["lastUsedOn"])
+    owner.request("DELETE", f"/api/auth/api-keys/{listed['prefix']}")
+    assert program.get("/api/profile", expect=401)["code"] == "session_over"
+    assert owner.get("/api/auth/api-keys")["keys"] == []
+    owner.request("DELETE", f"/api/auth/api-keys/{listed['id']}", expect=404)
+    program.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"name": ""}, "malformed_key_name"),
+        ({"name": "a\nb"}, "malformed_key_name"),
+        ({"scopes": []}, "unknown_scope"),
+        ({"scopes": ["accounting:settle"]}, "unknown_scope"),
+        ({"expiresAt": "2020-01-01T00:00:00Z"}, "unfit_expiry"),
+        ({"expiresAt": "9999-12-31T23:59:59-14:00"}, "unfit_expiry"),
+        ({"expiresAt": "soon"}, "validation_failed"),
+        ({"name": 7}, "validation_failed"),
+    ],
+)
+def test_a_key_that_cannot_be_is_400_and_says_why(owner: Caller, body: dict[str, Any], code: str) -> None:
+    assert owner.post("/api/auth/api-keys", {"name": "ci", **body}, expect=400)["code"] == code
+
+
+def test_a_key_that_is_wrong_is_401_in_the_words_of_any_other_token(server: Server, owner: Caller) -> None:
+    program = Caller(server.url)
+    program.token = made(owner)["key"][:-1] + "!"
+    answer = program.http.get("/api/credits/balance", headers=program.headers())
+    assert (answer.status_code, answer.json()["code"]) == (401, "api_key_refused")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    program.close()
+
+
+def test_no_key_shows_in_the_log(server: Server, holder: Caller, tmp_path: Path) -> None:
+    holder.balance()
+    assert holder.token.rpartition("_")[2] not in "".join(server.output)
