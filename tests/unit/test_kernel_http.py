@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastapi import FastAPI, HTTPException, Request
@@ -14,7 +14,10 @@ from starlette.types import Message, Receive, Scope, Send
 from parshall.kernel import headers as names
 from parshall.kernel.errors import InsufficientCredits, TooManyRequests, Unauthenticated
 from parshall.kernel.headers import cors_headers, redact, stream_headers
-from parshall.kernel.http import BODY_BYTES_MAX, PROBLEM_JSON, Edge, WireModel, install_errors
+from parshall.kernel.http import BODY_BYTES_MAX, PROBLEM_JSON, Edge, User, WireModel, install_errors
+from parshall.kernel.ratelimit import RateLimit
+from parshall.kernel.tokens import Principal
+from parshall.kernel.windows import LocalWindows
 
 ORIGIN = "https://chat.example.org"
 STREAM_ID = "stream-1620847252-a1b2c3d4"
@@ -41,6 +44,16 @@ class Answer:
         assert document["requestId"] == self.header(names.REQUEST_ID_HEADER)
         assert {"type", "title", "instance"} <= document.keys()
         return document
+
+
+class Refusing:
+    """Verifies nothing, and counts how often it is asked; a wrong API key is counted each time."""
+
+    asked = 0
+
+    async def verify(self, _token: str, _address: str) -> Principal:
+        self.asked += 1
+        raise Unauthenticated("This key is not right.")
 
 
 async def ask(
@@ -369,3 +382,18 @@ async def test_a_cancelled_request_stays_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_token_that_does_not_verify_is_looked_at_once_a_request() -> None:
+    app, verifier = FastAPI(), Refusing()
+    install_errors(app)
+    app.state.verifier = verifier
+
+    @app.get("/me")
+    async def me(caller: User) -> str:
+        return caller.user_id
+
+    limit = RateLimit(LocalWindows(), verifier=cast(Any, verifier), per_user=9, per_address=9, exempt=())
+    answer = await ask(Edge(app, limit=limit), "/me", headers={"Authorization": "Bearer parshall_wrong"})
+    assert (answer.status, answer.problem()["detail"]) == (401, "This key is not right.")
+    assert verifier.asked == 1

@@ -3,12 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from starlette.requests import Request
+from starlette.types import Message, Scope
 from tests.postgres import Engine
 from tests.turns import Rig, rig
 
 from parshall.chat import observer as observing
+from parshall.chat.http_supervision import ObserveResponse
 from parshall.chat.observations import ObservationEnd
 from parshall.chat.observer import Observer
 from parshall.chat.supervision import REPLAY_SECONDS, Person, SessionNotActive, Supervision
@@ -113,6 +117,34 @@ async def test_who_may_no_longer_look_is_sent_away_in_mid_stream(
     (kept,) = await desk.supervision.observations(user=None, observer=BOSS.user_id, after=None, limit=10)
     assert (kept.end, kept.shown_to) == ("not_allowed", observer.offset)
     assert desk.world.streaming.producers.get(stream_id) is not None, "the stream goes on"
+
+
+async def test_an_end_that_cannot_be_kept_does_not_break_the_response(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await desk.world.session()
+    await desk.world.ended(await desk.world.ask(session, "fake-n3"))
+    observation, observer = await desk.supervision.observe(session, by=BOSS, after=0)
+
+    async def away(*_arguments: object) -> None:
+        raise Unavailable
+
+    async def connected() -> Message:
+        return await asyncio.Event().wait() or {}
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    monkeypatch.setattr(desk.supervision, "observed", away)
+    state = SimpleNamespace(readers=set(), allowed_origins=frozenset())
+    scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "app": SimpleNamespace(state=state)}
+    response = ObserveResponse(Request(scope), observation, observer, desk.supervision)
+    await asyncio.wait_for(response(scope, connected, send), 10)
+    assert sent[0]["status"] == 200 and not sent[-1]["more_body"]
+    (kept,) = await desk.supervision.observations(user=None, observer=None, after=None, limit=10)
+    assert kept.ended_at is None
 
 
 async def test_an_observer_that_leaves_at_once_is_let_go(desk: Desk) -> None:

@@ -14,9 +14,11 @@ from parshall.chat.observations import OBSERVATIONS_PER_PAGE_MAX, Observation
 from parshall.chat.observer import Observer
 from parshall.chat.supervision import Supervision
 from parshall.kernel.clock import rfc3339
+from parshall.kernel.errors import ParshallError
 from parshall.kernel.http import Admin, Supervisor
-from parshall.kernel.telemetry import bind
+from parshall.kernel.telemetry import bind, log
 
+_logger = log("observe")
 router = APIRouter(prefix="/api", tags=["supervision"])
 """Apart from the router of chat, because an API key that may chat must not observe others."""
 
@@ -49,7 +51,14 @@ class ObserveResponse(StreamResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await asyncio.shield(self._supervision.observed(self._observation, self._observer))
+            await asyncio.shield(self._keep_end())
+
+    async def _keep_end(self) -> None:
+        """That it began is kept already; where the database is away for the end, the response is over all the same."""
+        try:
+            await self._supervision.observed(self._observation, self._observer)
+        except ParshallError as error:
+            _logger.warning("observation_end_not_kept", observation=self._observation.id, reason=error.detail)
 
 
 @router.get("/chat/sessions/{session_id}/observe", response_class=ObserveResponse, status_code=200)
