@@ -1,6 +1,7 @@
 """A chat service in the test's own process: real ledger, real log, real databases; only the model is scripted."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from tests.scripted import ScriptedProvider
 from parshall.accounting.service import Accounting
 from parshall.chat.catalog import Catalog
 from parshall.chat.model import Ask, Stream, receipt
+from parshall.chat.openings import Limits
+from parshall.chat.peers import NoPeers, Peers
 from parshall.chat.ports import Ledger, StreamLog
 from parshall.chat.service import Chat
-from parshall.chat.streaming import Limits, Streaming
+from parshall.chat.streaming import Streaming
 from parshall.chat.streams.local import LocalStreamLog
 from parshall.kernel import clock, sse
 from parshall.kernel.credits import MICRO, Credits
@@ -103,6 +106,8 @@ async def rig(
     limits: Limits = LIMITS,
     fallbacks: Sequence[str] = (),
     stream_log: StreamLog | None = None,
+    peers: Peers | None = None,
+    owner: str = "",
 ) -> AsyncIterator[Rig]:
     """Everything on the folder and the engine; the same ones again are the next start of the process."""
     accounting = Accounting(
@@ -119,6 +124,8 @@ async def rig(
     streaming = Streaming(
         database=database,
         stream_log=log,
+        peers=peers or NoPeers(),
+        owner=owner or uuid.uuid4().hex,
         ledger=ledger or accounting,
         catalog=catalog,
         clock=clock.now,

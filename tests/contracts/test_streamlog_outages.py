@@ -165,7 +165,7 @@ async def test_the_last_moments_that_an_engine_lost_are_kept_again(
 
 def go_back(server: Valkey, *, to: int) -> None:
     """Have the engine hold the stream as it was at an earlier event."""
-    lease, events, _ = scripts.keys(STREAM)
+    lease, events, _, _ = scripts.keys(STREAM)
     server.ask("DEL", events)
     for offset in range(1, to + 1):
         server.ask("XADD", events, f"{offset}-0", "f", frames(offset, 1)[0])

@@ -72,7 +72,7 @@ async def turns(tmp_path: Path, engine: Engine) -> AsyncIterator[Rig]:
 
 
 def taken(turns: Rig) -> int:
-    return len(turns.streaming._slots)
+    return len(turns.streaming.openings._slots)
 
 
 async def none_taken(turns: Rig) -> None:
@@ -159,7 +159,7 @@ async def test_an_opening_that_fails_gives_its_slot_back(turns: Rig, monkeypatch
 
     session = await turns.session()
     for step in ("_log_opening", "_reserve", "_record"):
-        monkeypatch.setattr(turns.streaming, step, broken)
+        monkeypatch.setattr(turns.streaming.openings, step, broken)
         for _ in range(PER_USER + 1):
             with pytest.raises(RuntimeError):
                 await turns.ask(session, "fake-n5")

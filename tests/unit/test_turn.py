@@ -475,9 +475,9 @@ async def test_a_turn_that_died_before_its_first_event_is_undone(
 
         async def die(stream: Any, prompt: Any, *_: Any) -> None:
             if reserved:
-                await turns.streaming._reserve(stream, prompt)
+                await turns.streaming.openings._reserve(stream, prompt)
 
-        monkeypatch.setattr(turns.streaming, "_begin", die)
+        monkeypatch.setattr(turns.streaming.openings, "_begin", die)
         await turns.ask(session, "fake-n5", proposed=ID)
         assert (await balance(turns))[1] == 0 or reserved
     async with rig(tmp_path, engine) as turns:

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -28,14 +29,19 @@ from parshall.chat.catalog import Catalog
 from parshall.chat.failover import Retries
 from parshall.chat.http import router as chat_router
 from parshall.chat.http_supervision import router as supervision_router
+from parshall.chat.openings import Limits
+from parshall.chat.peers import NoPeers, Peers
 from parshall.chat.ports import Provider, StreamLog
 from parshall.chat.providers import counting
 from parshall.chat.providers.embedded import MODEL_ID, EmbeddedProvider
 from parshall.chat.providers.openai import OpenAIProvider
 from parshall.chat.reader import Reading
 from parshall.chat.service import Chat
-from parshall.chat.streaming import Limits, Streaming
+from parshall.chat.streaming import Streaming
+from parshall.chat.streams.address import Address
+from parshall.chat.streams.engine import Engine
 from parshall.chat.streams.local import LocalStreamLog
+from parshall.chat.streams.peers import SharedPeers
 from parshall.chat.streams.shared import SharedStreamLog
 from parshall.chat.supervision import Supervision
 from parshall.kernel import clock
@@ -76,12 +82,15 @@ async def system(settings: Settings) -> AsyncIterator[System]:
         parts = await stack.enter_async_context(local(settings))
         database = open_database(settings, "chat")
         stack.push_async_callback(database.close)
-        stream_log = await _stream_log(settings)
+        owner = uuid.uuid4().hex
+        stream_log, peers = await _stream_log(settings, owner)
         stack.push_async_callback(stream_log.close)  # streams end it themselves; this is for a start that fails
         catalog = Catalog(await _providers(settings), fallbacks=_fallbacks(settings))
         streaming = Streaming(
             database=database,
             stream_log=stream_log,
+            peers=peers,
+            owner=owner,
             ledger=parts.accounting,
             catalog=catalog,
             clock=clock.now,
@@ -204,11 +213,14 @@ class _Prices:
         }
 
 
-async def _stream_log(settings: Settings) -> StreamLog:
+async def _stream_log(settings: Settings, owner: str) -> tuple[StreamLog, Peers]:
+    """The log, and who else writes to it. Raises StartupError."""
     if settings.stream_log_url is None:
-        return LocalStreamLog(settings.home_dir / "streams.db", clock=clock.now)
+        return LocalStreamLog(settings.home_dir / "streams.db", clock=clock.now), NoPeers()
+    engine = await Engine.connect(Address.parse(settings.stream_log_url))
     retention_seconds = settings.stream_retention_hours * 3600
-    return await SharedStreamLog.open(settings.stream_log_url, clock=clock.now, retention_seconds=retention_seconds)
+    log = SharedStreamLog(engine, clock=clock.now, retention_seconds=retention_seconds)
+    return log, SharedPeers(engine, owner=owner, clock=clock.now)
 
 
 def _verifier(auth: Auth, settings: Settings) -> TokenVerifier:

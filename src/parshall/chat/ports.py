@@ -280,6 +280,10 @@ class StreamLog(Protocol):
         """Give the stream up, so that another may acquire it at once. Raises LeaseLost, LogUnavailable."""
         ...
 
+    async def held(self, stream_ids: Sequence[StreamId], *, at: int) -> set[StreamId]:
+        """Which of these somebody, perhaps this process, holds an unexpired lease on. Raises LogUnavailable."""
+        ...
+
     async def append(self, lease: Lease, frames: Sequence[bytes], *, first_offset: int) -> None:
         """Keep frames as the events `first_offset`, `first_offset` + 1, …; returns once readers can see them.
 

@@ -63,6 +63,12 @@ class Producers:
         task = self._tasks[stream_id] = asyncio.create_task(self._run(producer), name=stream_id)
         task.add_done_callback(lambda _: self._on_end(stream_id))  # also when it is cancelled before its first step
 
+    def stop(self, stream_id: StreamId) -> None:
+        """Have a stream that is produced here, if it is, end as its user wishes."""
+        producer = self._producers.get(stream_id)
+        if producer is not None:
+            producer.stop(Outcome.STOPPED)
+
     async def ended(self, stream_id: StreamId) -> None:
         """Wait until a stream that is produced here has ended; a cancelled waiter leaves it alone."""
         task = self._tasks.get(stream_id)
@@ -112,15 +118,17 @@ class Producers:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self._lease_seconds / RENEWALS_PER_LEASE)
-            for producer in tuple(self._producers.values()):
-                try:
-                    producer.lease = await self._log.renew(producer.lease, until=self.lease_until())
-                except LeaseLost:
-                    producer.stop(Outcome.INTERRUPTED)
-                except LogAway:  # which it says itself, once for all streams
-                    continue
-                except LogUnavailable as error:
-                    _logger.warning("lease_not_renewed", stream=producer.stream.id, reason=error.detail)
+            await asyncio.gather(*(self._renew_lease(each) for each in tuple(self._producers.values())))
+
+    async def _renew_lease(self, producer: Producer) -> None:
+        try:
+            producer.lease = await self._log.renew(producer.lease, until=self.lease_until())
+        except LeaseLost:
+            producer.stop(Outcome.INTERRUPTED)
+        except LogAway:  # which it says itself, once for all streams
+            return
+        except LogUnavailable as error:
+            _logger.warning("lease_not_renewed", stream=producer.stream.id, reason=error.detail)
 
 
 def _retrieve(task: asyncio.Task[Stream]) -> None:

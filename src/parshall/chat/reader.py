@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from parshall.chat.peers import Attendance
 from parshall.chat.ports import LogUnavailable, Tail
-from parshall.chat.turn import Producer
 from parshall.kernel.telemetry import log
 
 WRITE_BYTES_MAX = 65_536
@@ -42,15 +42,15 @@ class Reading(Protocol):
 class Reader:
     """One reader of one stream; iterating gives bytes ready to be sent, empty after a silence."""
 
-    def __init__(self, tail: Tail, producer: Producer | None, *, after: int) -> None:
-        """A reader is counted from its making until `leave`."""
+    def __init__(self, tail: Tail, attendance: Attendance | None, *, after: int) -> None:
+        """A reader is counted, where the stream may still need one, from its making until `leave`."""
         self._tail = tail
-        self._producer = producer
+        self._attendance = attendance
         self._offset = after
         self._frames: deque[bytes] = deque()
         self._gone = False
-        if producer is not None:
-            producer.audience.joined()
+        if attendance is not None:
+            attendance.joined()
 
     @property
     def ended(self) -> bool:
@@ -63,8 +63,8 @@ class Reader:
 
     async def __anext__(self) -> bytes:
         """The next events. A log that fails ends the reading; `ended` then tells that more may come."""
-        if self._producer is not None:  # what was handed out before has been sent by now
-            self._producer.audience.delivered(self._offset)
+        if self._attendance is not None:  # what was handed out before has been sent by now
+            self._attendance.delivered(self._offset)
         if self._frames:
             return self._piece()
         try:
@@ -96,7 +96,7 @@ class Reader:
     def leave(self) -> None:
         """Stop reading; may be called again."""
         self._tail.close()
-        if self._producer is not None and not self._gone:
-            self._producer.audience.delivered(self._offset)
-            self._producer.audience.left()
+        if self._attendance is not None and not self._gone:
+            self._attendance.delivered(self._offset)
+            self._attendance.left()
         self._gone = True

@@ -1,6 +1,6 @@
 """The transactions on a stream's record that its producer, or whoever adopts it, makes."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 from sqlalchemy import Connection
@@ -32,12 +32,11 @@ class Records:
         """The text that a stream has left in the history."""
         return await self._database.read(lambda c: store.answer_of(c, stream_id))
 
-    async def unfinished(self) -> AsyncIterator[Stream]:
-        """Streams that still need something done, oldest first."""
+    async def unfinished(self) -> AsyncIterator[Sequence[Stream]]:
+        """Streams that still need something done, oldest first, a page at a time."""
         after = (0, "")
         while page := await self._database.read(partial(store.unfinished_streams, after=after, limit=PAGE_STREAMS)):
-            for stream in page:
-                yield stream
+            yield page
             after = (page[-1].created_at, page[-1].id)
 
     async def forget(self, stream_id: StreamId) -> None:

@@ -1,8 +1,9 @@
 """Adoption: what a dead producer left undone is ended, settled from the log and closed; each step may be repeated."""
 
+import asyncio
 import contextlib
-import uuid
-from collections.abc import Container
+import random
+from collections.abc import Container, Sequence
 
 from parshall.chat.conclude import Concluder
 from parshall.chat.frames import text_frame
@@ -26,6 +27,8 @@ from parshall.kernel.ids import StreamId
 from parshall.kernel.metering import Usage, UsageSource
 from parshall.kernel.telemetry import log
 
+MOVES_AT_ONCE = 8
+"""Streams that one pass has in hand at a time: each waits for several stores."""
 TERMINAL = frozenset({"done", "error"})
 
 _logger = log("streams")
@@ -38,42 +41,75 @@ class Recovery:
         self,
         *,
         producers: Producers,
+        openings: Container[StreamId],
         stream_log: StreamLog,
         ledger: Ledger,
         records: Records,
         concluder: Concluder,
+        owner: str,
         clock: Clock,
     ) -> None:
-        """`producers` are those of this process; their streams are left alone."""
+        """`producers` are those of this process, and `openings` what it is about to produce: both are left alone."""
         self._producers = producers
+        self._openings = openings
         self._log = stream_log
         self._ledger = ledger
         self._records = records
         self._concluder = concluder
         self._clock = clock
-        self._owner = uuid.uuid4().hex
+        self._owner = owner
+        self._moving: set[StreamId] = set()
 
-    async def sweep(self, *, opening: Container[StreamId], undo_before: int) -> int:
+    async def sweep(self, *, undo_before: int) -> int:
         """One pass over everything unfinished; how many streams it moved on. One that fails does not stop the rest.
 
-        `opening` holds, at every moment, the streams that this process is about to produce. A turn without any event
-        is undone only if it is from before `undo_before` (microseconds).
+        A turn without any event is undone only if it is from before `undo_before` (microseconds).
         """
         moved = 0
-        async for found in self._records.unfinished():
-            # A stream goes from opening to producing without a gap: one that is in neither now was opened by a process
-            # that died, or has ended since it was found. Read again, its record tells which.
-            if found.id in self._producers or found.id in opening:
-                continue
-            stream = await self._records.find(found.id)
+        async for page in self._records.unfinished():
             try:
-                moved += stream is not None and await self._move_on(stream, undo_before)
+                left = await self._left(page)
+                for start in range(0, len(left), MOVES_AT_ONCE):
+                    some = left[start : start + MOVES_AT_ONCE]
+                    moved += sum(await asyncio.gather(*(self._try(stream_id, undo_before) for stream_id in some)))
             except LogAway as error:  # nothing of the rest could be moved on either
                 _logger.warning("sweep_cut_short", reason=error.detail)
                 break
-            except ParshallError as error:
-                _logger.warning("stream_not_recovered", stream=found.id, reason=error.detail)
         return moved
+
+    async def rescue(self, stream_id: StreamId) -> bool:
+        """End a stream now that nobody produces; whether it has moved on. Raises LogAway."""
+        return await self._try(stream_id, undo_before=0)
+
+    async def _left(self, page: Sequence[Stream]) -> list[StreamId]:
+        """Those of the streams that nobody holds; in any order, so that processes that sweep at once share the work."""
+        ours = [stream for stream in page if not self._is_ours(stream.id)]
+        asked = [stream.id for stream in ours if stream.closed_at is None]
+        held = await self._log.held(asked, at=self._clock())
+        left = [stream.id for stream in ours if stream.id not in held]
+        random.shuffle(left)
+        return left
+
+    def _is_ours(self, stream_id: StreamId) -> bool:
+        """A stream goes from opening to producing without a gap: it is found in one of them for all of that time."""
+        return stream_id in self._producers or stream_id in self._openings
+
+    async def _try(self, stream_id: StreamId, undo_before: int) -> bool:
+        """Move one stream on, unless this process has it in hand. Raises LogAway."""
+        # One that is not ours now was opened by a process that died, or has ended since it was found: the record tells.
+        if self._is_ours(stream_id) or stream_id in self._moving:
+            return False
+        self._moving.add(stream_id)
+        try:
+            stream = await self._records.find(stream_id)
+            return stream is not None and await self._move_on(stream, undo_before)
+        except LogAway:
+            raise
+        except ParshallError as error:
+            _logger.warning("stream_not_recovered", stream=stream_id, reason=error.detail)
+            return False
+        finally:
+            self._moving.discard(stream_id)
 
     async def _move_on(self, stream: Stream, undo_before: int) -> bool:
         """Do for one stream what is still to be done; False when somebody else holds it or nothing could be done."""

@@ -17,6 +17,23 @@ class TooManyStreams(TooManyRequests):
     default = "Too many streams run at once; wait until one ends, or stop one, and ask again."
 
 
+def too_many(*, user_limit: int | None = None, deployment_limit: int | None = None) -> TooManyStreams:
+    """The refusal at one of the two limits."""
+    if user_limit is not None:
+        return TooManyStreams(
+            f"{user_limit} of your streams run, and no more may at once; stop one, or wait until one ends.",
+            retry_after=RETRY_SECONDS,
+            scope="user",
+            limit=user_limit,
+        )
+    return TooManyStreams(
+        "The server runs as many streams as it may; try again shortly.",
+        retry_after=RETRY_SECONDS,
+        scope="deployment",
+        limit=deployment_limit,
+    )
+
+
 class Slots:
     """Who runs a stream in this process. Taking one is a single step of the event loop, so that no two share it."""
 
@@ -35,19 +52,9 @@ class Slots:
         """Take a slot for a stream that has none. Raises TooManyStreams."""
         assert stream_id not in self._users
         if self._running.get(user_id, 0) >= self._per_user:
-            raise TooManyStreams(
-                f"{self._per_user} of your streams run, and no more may at once; stop one, or wait until one ends.",
-                retry_after=RETRY_SECONDS,
-                scope="user",
-                limit=self._per_user,
-            )
+            raise too_many(user_limit=self._per_user)
         if len(self._users) >= self._in_all:
-            raise TooManyStreams(
-                "The server runs as many streams as it may; try again shortly.",
-                retry_after=RETRY_SECONDS,
-                scope="deployment",
-                limit=self._in_all,
-            )
+            raise too_many(deployment_limit=self._in_all)
         self._users[stream_id] = user_id
         self._running[user_id] += 1
 

@@ -123,6 +123,10 @@ _MESSAGES = (
 _ADD_STREAM = insert(streams)
 _STREAM = select(streams).where(streams.c.id == bindparam("stream"))
 _OPEN = select(streams.c.id).where(streams.c.session_id == bindparam("session"), streams.c.ended_at.is_(None))
+_IN_TURN = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("key"), 0)))
+_COUNT_OPEN = select(func.count().filter(streams.c.user_id == bindparam("user")), func.count()).where(
+    streams.c.ended_at.is_(None)
+)
 _END = (
     update(streams)
     .where(
@@ -228,6 +232,17 @@ def find_stream(connection: Connection, stream_id: StreamId) -> Stream | None:
 def open_stream(connection: Connection, session_id: SessionId) -> StreamId | None:
     """The stream that still runs in a chat session."""
     return connection.execute(_OPEN, {"session": session_id}).scalar_one_or_none()
+
+
+def count_open(connection: Connection, user_id: UserId) -> tuple[int, int]:
+    """How many streams of the user are open, and how many in all.
+
+    Two transactions that count for one user follow each other, so that the second one sees what the first adds.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(_IN_TURN, {"key": f"streams of {user_id}"})
+    mine, in_all = connection.execute(_COUNT_OPEN, {"user": user_id}).one()
+    return mine, in_all
 
 
 def latest_stream(connection: Connection, session_id: SessionId) -> Stream | None:

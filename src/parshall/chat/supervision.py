@@ -109,8 +109,7 @@ class Supervision:
         since = self._clock() - REPLAY_SECONDS * SECOND
         stream = await self._database.read(lambda c: store.latest_stream(c, session_id))
         if stream is not None:
-            await self._chat.streaming.opened(stream.id)
-            stream = await self._chat.streaming.records.find(stream.id)
+            stream = await self._chat.streaming.begun(stream.id)
         if stream is None or (stream.ending is not None and stream.ending.ended_at <= since):
             running = await self._database.read(lambda c: store.running_streams(c, limit=AVAILABLE_SESSIONS_MAX))
             raise SessionNotActive(

@@ -14,6 +14,7 @@ from parshall.chat.failover import Attempt, Conversation, Failover, Retries
 from parshall.chat.frames import beginning, joined, text_frame
 from parshall.chat.meter import extension
 from parshall.chat.model import Ending, Outcome, Stream
+from parshall.chat.peers import Peers
 from parshall.chat.ports import (
     Delta,
     Finish,
@@ -54,6 +55,7 @@ class Parts:
     slice_tokens: int
     stream_seconds_max: float
     grace_seconds: float
+    peers: Peers
 
 
 class Producer:
@@ -81,7 +83,10 @@ class Producer:
         self._extension: asyncio.Task[None] | None = None
         needs_reader = first.stream.on_disconnect == "stop"
         self.audience = Audience(
-            lambda: self.stop(Outcome.ABANDONED), grace_seconds=parts.grace_seconds if needs_reader else None
+            lambda: self.stop(Outcome.ABANDONED),
+            grace_seconds=parts.grace_seconds if needs_reader else None,
+            elsewhere=lambda: parts.peers.elsewhere(lease.stream_id),
+            clock=parts.clock,
         )
         self._task: asyncio.Task[object] | None = None
         self._waiting = False
@@ -107,7 +112,7 @@ class Producer:
             return await self._generate()
         finally:
             timer.cancel()
-            self.audience.close()
+            await self.audience.close()
             if self._extension is not None:
                 self._extension.cancel()
                 await asyncio.gather(self._extension, return_exceptions=True)
@@ -303,6 +308,8 @@ class Producer:
     async def _end(self, outcome: Outcome) -> Stream:
         """Keep the answer and settle it before anything waits for a log that is away; then close the log."""
         concluder = self._parts.concluder
+        if self._parts.peers.shared:
+            await self.audience.ask()
         ended = await concluder.end(self.stream, self._ending(outcome), text="".join(self._texts), lease=self.lease)
         if await self._writer.finish():
             await concluder.close(ended, self.lease, next_offset=self._writer.next_offset)

@@ -234,6 +234,13 @@ class Engine:
         return away
 
 
+def checked(reply: Reply) -> Any:
+    """The reply. Raises LogAway where there was none."""
+    if isinstance(reply, LogAway):
+        raise LogAway(reply.detail)  # one of its own: many calls share the reply
+    return reply
+
+
 def _options(address: Address) -> dict[str, Any]:
     return {
         **address.options(),

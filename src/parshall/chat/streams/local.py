@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS log_events (
 TRIM_STREAMS_MAX = 8
 """Streams forgotten in one go; more would hold up the loop."""
 _TRIMMABLE = "SELECT key FROM log_streams WHERE closed_at < ? LIMIT ?"
+_HELD = "SELECT 1 FROM log_streams WHERE id = ? AND lease_until > ? AND closed_at IS NULL"
 _INSERT = "INSERT INTO log_events (key, position, frame) VALUES (?, ?, ?)"
 
 
@@ -105,6 +106,10 @@ class LocalStreamLog:
         live = self._held(lease)
         self._flush()
         self._execute("UPDATE log_streams SET lease_until = 0 WHERE key = ?", (live.key,))
+
+    async def held(self, stream_ids: Sequence[StreamId], *, at: int) -> set[StreamId]:
+        """Look each up."""
+        return {each for each in stream_ids if self._execute(_HELD, (each, at)).fetchone() is not None}
 
     async def append(self, lease: Lease, frames: Sequence[bytes], *, first_offset: int) -> None:
         """Keep the frames with whatever else this loop turn brings, in one commit."""

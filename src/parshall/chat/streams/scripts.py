@@ -1,7 +1,8 @@
 """What the shared log asks of the engine, as Lua that it runs at once: no other client sees or does anything between.
 
-Each stream has two keys and a channel, all in one slot of a cluster: a hash with its lease and extent, a stream whose
-entries are numbered by their offsets, and a channel on which is said that there is more to read.
+Each stream has three keys and a channel, all in one slot of a cluster: a hash with its lease and extent, a stream whose
+entries are numbered by their offsets, a sorted set of the processes that read it without producing it, and a channel on
+which is said that there is more to read. Each process has a channel for what others ask of it.
 """
 
 import hashlib
@@ -38,15 +39,20 @@ def _script(text: str) -> Script:
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def keys(stream_id: StreamId) -> tuple[str, str, str]:
-    """Lease, events and channel of a stream."""
+def keys(stream_id: StreamId) -> tuple[str, str, str, str]:
+    """Lease, events, channel and readers of a stream."""
     place = f"parshall:{{{stream_id}}}"
-    return f"{place}:lease", f"{place}:events", channel(stream_id)
+    return f"{place}:lease", f"{place}:events", channel(stream_id), f"{place}:readers"
 
 
 def channel(stream_id: StreamId) -> str:
     """Where it is said that there is more of a stream."""
     return f"parshall:{{{stream_id}}}:news"
+
+
+def inbox(owner: str) -> str:
+    """Where a process hears what others ask of it."""
+    return f"parshall:{{{owner}}}:inbox"
 
 
 # The token of a lease is its epoch and its owner: epochs begin anew where an engine has lost its data, owners do not.
@@ -121,6 +127,7 @@ if not m[3] then
   redis.call('HSET', KEYS[1], 'closed', ARGV[2], 'till', '0')
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
   redis.call('PEXPIRE', KEYS[2], ARGV[3])
+  redis.call('DEL', KEYS[4])
 end
 redis.call('SPUBLISH', KEYS[3], 'closed')
 return {1}
@@ -144,7 +151,40 @@ return answer
 FORGET = _script("""
 local closed = redis.call('HGET', KEYS[1], 'closed')
 if not closed or tonumber(closed) >= tonumber(ARGV[1]) then return {0} end
-redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[4])
 return {1}
 """)
 """closed_before → whether it was there, closed, and is no more."""
+
+HOLDER = _script("""
+local m = redis.call('HMGET', KEYS[1], 'owner', 'till', 'closed')
+if not m[1] or m[3] or tonumber(m[2]) <= tonumber(ARGV[1]) then return {} end
+return {m[1]}
+""")
+"""at → the owner whose lease runs, if any."""
+
+ATTEND = _script("""
+local m = redis.call('HMGET', KEYS[1], 'epoch', 'closed', 'seen')
+if not m[1] or m[2] then return {0} end
+local process, at, till, offset, keep = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+if till == '0' then
+  if redis.call('ZREM', KEYS[4], process) == 1 then redis.call('HSET', KEYS[1], 'left', at) end
+else
+  redis.call('ZADD', KEYS[4], till, process)
+  redis.call('PEXPIRE', KEYS[4], keep)
+end
+if offset > tonumber(m[3] or '0') then redis.call('HSET', KEYS[1], 'seen', offset) end
+return {1}
+""")
+"""process, at, till, offset, keep → whether the stream is open. A `till` of 0 says that nobody reads there any more."""
+
+AUDIENCE = _script("""
+local gone = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', ARGV[1], 'WITHSCORES')
+if #gone > 0 then
+  redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', ARGV[1])
+  redis.call('HSET', KEYS[1], 'left', gone[#gone])
+end
+local m = redis.call('HMGET', KEYS[1], 'left', 'seen')
+return {redis.call('ZCARD', KEYS[4]), tonumber(m[1] or '0'), tonumber(m[2] or '0')}
+""")
+"""at → how many processes read, when the last of them that went did so, and the furthest offset that any has sent."""

@@ -12,8 +12,7 @@ from typing import Any
 
 from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, Lease, LeaseLost, LogAway, LogLost, LogUnavailable
 from parshall.chat.streams import scripts
-from parshall.chat.streams.address import Address
-from parshall.chat.streams.engine import Engine, Reply
+from parshall.chat.streams.engine import Engine, Reply, checked
 from parshall.chat.streams.following import Following
 from parshall.chat.streams.tail import Feed, FeedTail, Live
 from parshall.kernel.clock import Clock
@@ -58,11 +57,6 @@ class SharedStreamLog:
         self._tasks: set[asyncio.Task[None]] = set()
         engine.on_lost = self._lost
 
-    @classmethod
-    async def open(cls, url: str, *, clock: Clock, retention_seconds: float) -> "SharedStreamLog":
-        """The log on the engine at a URL. Raises StartupError."""
-        return cls(await Engine.connect(Address.parse(url)), clock=clock, retention_seconds=retention_seconds)
-
     # ── Leases ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def acquire(self, stream_id: StreamId, *, owner: str, at: int, until: int) -> Lease | None:
@@ -71,7 +65,7 @@ class SharedStreamLog:
             scripts.ACQUIRE,
             stream_id,
             *(owner, at, until, self._keep),
-            receive=lambda reply: self._acquired(stream_id, owner, until, _checked(reply)),
+            receive=lambda reply: self._acquired(stream_id, owner, until, checked(reply)),
         )
         return lease
 
@@ -100,12 +94,18 @@ class SharedStreamLog:
         await self._call(scripts.RENEW, lease.stream_id, held.token, 0, receive=partial(self._still, held))
 
     def _still(self, held: _Held, reply: Reply) -> None:
-        answer = _checked(reply)[0]
+        answer = checked(reply)[0]
         if answer == scripts.FENCED:
             self._let_go(held)
             raise LeaseLost
         if answer == scripts.UNKNOWN:
             raise LogLost
+
+    async def held(self, stream_ids: Sequence[StreamId], *, at: int) -> set[StreamId]:
+        """Ask for all of them in one round trip."""
+        found = [self._call(scripts.HOLDER, stream_id, at, receive=checked) for stream_id in stream_ids]
+        holders = await asyncio.gather(*found)
+        return {stream_id for stream_id, holder in zip(stream_ids, holders, strict=True) if holder}
 
     # ── Events ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -151,7 +151,7 @@ class SharedStreamLog:
     def _appended(self, held: _Held, frames: Sequence[bytes], first_offset: int, reply: Reply) -> None:
         """Show what the engine has kept, and only that (S1); whether or not the producer still waits."""
         try:
-            answer = _checked(reply)
+            answer = checked(reply)
             match answer[0]:
                 case scripts.FENCED:
                     self._let_go(held)
@@ -188,7 +188,7 @@ class SharedStreamLog:
     async def read(self, stream_id: StreamId, *, after: int, limit: int) -> tuple[list[bytes], bool]:
         """Frames from the engine."""
         limit = min(limit, EVENTS_PER_READ_MAX)
-        answer = await self._call(scripts.READ, stream_id, min(after, OFFSET_MAX), limit, receive=_checked)
+        answer = await self._call(scripts.READ, stream_id, min(after, OFFSET_MAX), limit, receive=checked)
         if answer[0] == scripts.UNKNOWN:
             if stream_id in self._held:
                 raise LogLost
@@ -214,7 +214,7 @@ class SharedStreamLog:
     async def _fetch(self, stream_id: StreamId, feed: Feed, first: bool) -> bool:
         """Bring a followed feed up to date, as Following asks; a new one begins at the end of the stream."""
         after = OFFSET_MAX if first else feed.last
-        answer = await self._call(scripts.READ, stream_id, after, EVENTS_PER_READ_MAX, receive=_checked)
+        answer = await self._call(scripts.READ, stream_id, after, EVENTS_PER_READ_MAX, receive=checked)
         if answer[0] == scripts.UNKNOWN and not first:
             raise LogLost
         state, last, *frames = (scripts.CLOSED, 0) if answer[0] == scripts.UNKNOWN else answer
@@ -231,7 +231,7 @@ class SharedStreamLog:
         trimmed, limit = 0, ("LIMIT", 0, TRIM_STREAMS_MAX)
         while due := await self._engine.run("ZRANGEBYSCORE", scripts.CLOSED_INDEX, "-inf", f"({closed_before}", *limit):
             names = [StreamId(name.decode()) for name in due]
-            forgotten = [self._call(scripts.FORGET, name, closed_before, receive=_checked) for name in names]
+            forgotten = [self._call(scripts.FORGET, name, closed_before, receive=checked) for name in names]
             trimmed += sum(answer[0] for answer in await asyncio.gather(*forgotten))
             await self._engine.run("ZREM", scripts.CLOSED_INDEX, *names)
         return trimmed
@@ -289,10 +289,3 @@ class SharedStreamLog:
             held.doubtful = True
             held.cut(away)
         self._following.cut(away)
-
-
-def _checked(reply: Reply) -> Any:
-    """The reply. Raises LogAway where there was none."""
-    if isinstance(reply, LogAway):
-        raise LogAway(reply.detail)  # one of its own: many calls share the reply
-    return reply
