@@ -56,6 +56,8 @@ from parshall.kernel.windows import LocalWindows, SharedWindows, Windows
 HEALTH_PATHS = ("/health", "/api/health")
 """Never counted: who watches a deployment must not be turned down when it is busy."""
 HEALTH_SECONDS_MAX = 2.0
+LEASE_SHARE = 0.75
+"""Of the time within which a dead process's streams are adopted: the rest is for a sweep to find and to end them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,8 @@ async def system(settings: Settings) -> AsyncIterator[System]:
     """All three services, adopted streams included; on leaving, every stream ends in order. Raises StartupError."""
     prepare_home(settings.home_dir)
     async with AsyncExitStack() as stack:
-        stack.enter_context(_only_server_of(settings.home_dir))
+        if settings.lacking_to_share():
+            stack.enter_context(_only_server_of(settings.home_dir))
         parts = await stack.enter_async_context(local(settings))
         database = open_database(settings, "chat")
         stack.push_async_callback(database.close)
@@ -233,7 +236,7 @@ def _limits(settings: Settings) -> Limits:
         output_tokens_max=settings.max_output_tokens,
         slice_tokens=settings.slice_tokens,
         stream_seconds_max=settings.stream_timeout,
-        lease_seconds=settings.lease_seconds,
+        lease_seconds=settings.lease_seconds * LEASE_SHARE,
         grace_seconds=settings.disconnect_grace_seconds,
         streams_per_user_max=settings.max_streams_per_user,
         streams_max=settings.max_streams,

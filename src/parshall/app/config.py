@@ -108,7 +108,9 @@ class Settings(BaseSettings):
     max_output_tokens: int = Field(1024, ge=1, le=1_000_000, description="Most output tokens of one answer.")
     slice_tokens: int = Field(256, ge=1, le=100_000, description="Output tokens reserved at a time.")
     stream_timeout: float = Field(300, gt=0, le=86_400, description="Longest life of one stream, in seconds.")
-    lease_seconds: float = Field(10, ge=1, le=300, description="Life of a producer's lease, in seconds.")
+    lease_seconds: float = Field(
+        10, ge=1, le=300, description="Within how long the streams of a process that died are adopted, in seconds."
+    )
     disconnect_grace_seconds: float = Field(
         30, ge=0, le=3600, description="How long a stream with onDisconnect=stop waits for a reader, in seconds."
     )
@@ -125,7 +127,7 @@ class Settings(BaseSettings):
         24, gt=0, description="How long the log of an ended stream is kept, in hours."
     )
     max_streams_per_user: int = Field(100, ge=1, le=100_000, description="Most streams of one user at once.")
-    max_streams: int = Field(1000, ge=1, le=100_000, description="Most streams of this process at once.")
+    max_streams: int = Field(1000, ge=1, le=100_000, description="Most streams at once, of all processes.")
     requests_per_minute: int = Field(
         3000, ge=0, le=1_000_000, description="Most requests of one user within any 60 seconds; 0: any number."
     )
@@ -247,6 +249,16 @@ class Settings(BaseSettings):
         if self.openai_models and not self.openai_base_url:
             raise ValueError("OPENAI_MODELS is set and OPENAI_BASE_URL is not")
         return self
+
+    def lacking_to_share(self) -> list[str]:
+        """Options that would have to be set for several processes to serve the same streams; empty where they can."""
+        lacking = []
+        places = (self.auth_database_url, self.accounting_database_url, self.chat_database_url)
+        if not all((place or self.database_url or "").startswith(POSTGRES_URLS) for place in places):
+            lacking.append(f"{PREFIX}DATABASE_URL=postgresql://…")
+        if self.stream_log_url is None:
+            lacking.append(f"{PREFIX}STREAM_LOG_URL=valkey://…")
+        return lacking
 
     @classmethod
     def settings_customise_sources(

@@ -101,6 +101,7 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
         streaming=built.chat.streaming,
         accounting=accounting,
         clock=clock.now,
+        lease_seconds=settings.lease_seconds,
         retention_seconds=settings.stream_retention_hours * 3600,
     )
     tasks = [asyncio.create_task(sweeper.run(), name="sweeper")]

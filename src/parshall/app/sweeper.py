@@ -9,7 +9,8 @@ from parshall.kernel.clock import SECOND, Clock
 from parshall.kernel.errors import Unavailable
 from parshall.kernel.telemetry import log
 
-SWEEP_SECONDS = 2.0
+SWEEP_SECONDS_MAX = 2.0
+SWEEPS_PER_LEASE = 5
 NOTICE_EVERY_SWEEPS = 30
 TRIM_EVERY_SWEEPS = 150
 
@@ -19,8 +20,20 @@ _logger = log("sweeper")
 class Sweeper:
     """Runs passes until it is cancelled; a pass that fails is logged and the next one tries again."""
 
-    def __init__(self, *, streaming: Streaming, accounting: Accounting, clock: Clock, retention_seconds: float) -> None:
-        """Logs of streams that ended more than `retention_seconds` ago are forgotten."""
+    def __init__(
+        self,
+        *,
+        streaming: Streaming,
+        accounting: Accounting,
+        clock: Clock,
+        lease_seconds: float,
+        retention_seconds: float,
+    ) -> None:
+        """Passes follow each other several times in `lease_seconds`, within which dead streams are to be adopted.
+
+        Logs of streams that ended more than `retention_seconds` ago are forgotten.
+        """
+        self._pause = min(SWEEP_SECONDS_MAX, lease_seconds / SWEEPS_PER_LEASE)
         self._streaming = streaming
         self._accounting = accounting
         self._clock = clock
@@ -30,7 +43,7 @@ class Sweeper:
         """Sweep for ever. Streams come before reservations: adoption settles what expiry would merely return."""
         passes = 0
         while True:
-            await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.sleep(self._pause)
             try:
                 await self._pass(passes)
             except (Unavailable, LogUnavailable) as error:  # what is down says nothing about this code

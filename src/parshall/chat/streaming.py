@@ -1,6 +1,7 @@
 """The use cases of streams: ask, attach, stop, acknowledge, recover."""
 
 import asyncio
+import contextlib
 
 from parshall.chat.catalog import Catalog
 from parshall.chat.conclude import Concluder
@@ -8,7 +9,7 @@ from parshall.chat.failover import Failover
 from parshall.chat.model import Stream, StreamForgotten
 from parshall.chat.openings import OPENING_SECONDS_MAX, Limits, Openings
 from parshall.chat.peers import Peers
-from parshall.chat.ports import Ledger, LogUnavailable, StreamLog
+from parshall.chat.ports import Ledger, LogUnavailable, StreamLog, Tail
 from parshall.chat.producers import Producers
 from parshall.chat.reader import Reader
 from parshall.chat.records import Records
@@ -152,17 +153,13 @@ class Streaming:
 
     async def _stop_elsewhere(self, stream: Stream) -> None:
         """Ask its producer again and again, for what is said may be lost; one without a producer is ended here."""
-        tail = await self._log.tail(stream.id, after=END, silence_seconds=STOP_AGAIN_SECONDS)
-        try:
+        tail = await self._log.tail(stream.id, after=END, silence_seconds=SILENCE_SECONDS)
+        with contextlib.suppress(TimeoutError, LogUnavailable):  # what has become of it, its record tells
             async with asyncio.timeout(STOP_SECONDS_MAX):
-                while not tail.ended:
-                    if not await self._peers.stop(stream.id) and await self._recovery.rescue(stream.id):
-                        return
-                    await anext(tail, None)
-        except (TimeoutError, LogUnavailable):
-            return  # what has become of it, its record tells
-        finally:
-            tail.close()
+                while await self._peers.stop(stream.id) or not await self._recovery.rescue(stream.id):
+                    if await _is_over(tail, STOP_AGAIN_SECONDS):
+                        break
+        tail.close()
 
     # ── Running ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -193,3 +190,13 @@ class Streaming:
         await self._catalog.close()
         await self._peers.close()
         await self._log.close()
+
+
+async def _is_over(tail: Tail, seconds: float) -> bool:
+    """Wait so long for the end of a stream; whether it came."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            async for _ in tail:
+                pass
+            return True
+    return False
