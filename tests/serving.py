@@ -95,10 +95,7 @@ class Server:
     def customer(self, name: str, *, credits: float = 100) -> "Caller":
         """A new user with credits, logged in."""
         admin = self.user()
-        body = {"username": name, "email": f"{name}@example.org", "password": f"{name}-password"}
-        admin.post("/api/admin/users", body, expect=201)
-        if credits:
-            admin.post("/api/credits/allocate", {"userId": name, "credits": credits}, expect=201)
+        admin.add_customer(name, credits=credits)
         admin.close()
         return self.user(name, f"{name}-password")
 
@@ -106,10 +103,11 @@ class Server:
 class Caller:
     """An HTTP client that says what it expects."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, keep_alive: bool = True) -> None:
         self.url = url
         self.token = ""
-        self.http = httpx2.Client(base_url=url, timeout=60)
+        limits = httpx2.Limits(max_keepalive_connections=None if keep_alive else 0)
+        self.http = httpx2.Client(base_url=url, timeout=60, limits=limits)
 
     def login(self, name: str, password: str) -> None:
         self.token = ""
@@ -173,6 +171,13 @@ class Caller:
                 return state
             time.sleep(0.02)
         raise AssertionError(f"{stream_id} did not end: {state}")
+
+    def add_customer(self, name: str, *, credits: float) -> None:
+        """Make a user with credits, as an administrator."""
+        body = {"username": name, "email": f"{name}@example.org", "password": f"{name}-password"}
+        self.post("/api/admin/users", body, expect=201)
+        if credits:
+            self.post("/api/credits/allocate", {"userId": name, "credits": credits}, expect=201)
 
     def balance(self) -> Any:
         return self.get("/api/credits/balance")
