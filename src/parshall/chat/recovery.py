@@ -126,6 +126,10 @@ class Recovery:
             return await self._note_closed(stream)
         try:
             logged = await self._logged(stream)
+            if stream.ending is None and not logged.events:
+                await self._undo(stream)
+                await self._log.close_stream(lease)  # who waits for the first event must not wait for ever
+                return True
             if stream.ending is None:
                 await self._adopt(stream, lease, logged)
             else:
