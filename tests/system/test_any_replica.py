@@ -191,6 +191,8 @@ def rolled(world: Replicas, count: int, message: Callable[[int], str]) -> tuple[
             await asyncio.sleep(0.05)
         random.shuffle(watchers)  # so that each is where the balancer sends it, and not where its stream is produced
         watching = asyncio.create_task(follow(watchers, [(world.url, world.url)] * count))
+        while not all(each.events for each in watchers):
+            await asyncio.sleep(0.05)
         stops = await asyncio.to_thread(world.rolling_restart)
         assert [code for code, _ in stops] == [0] * len(world.servers)
         await following
@@ -225,7 +227,7 @@ def test_a_rolling_restart_under_live_streams_costs_nobody_a_character(
     chance = random.Random(count)
     with replicas(3, tmp_path, postgres_url, valkey, LEASE_SECONDS="2", DRAIN_SECONDS="2") as world:
         followers, sent_away = rolled(
-            world, count, lambda _: f"fake-n{chance.randrange(20, 340)}-ms{chance.randrange(10, 40)}-nousage"
+            world, count, lambda _: f"fake-n{chance.randrange(40, 340)}-ms{chance.randrange(20, 40)}-nousage"
         )
         whole = check_rolled(world, followers)
         assert 0 < whole < count and sent_away > 0
