@@ -18,7 +18,6 @@ from parshall.chat.meter import Meter
 from parshall.chat.model import DEFAULT_TITLE, Ask, ChatSession, Message, Stream, StreamActive, title_from
 from parshall.chat.ports import Lease, LogAway, Prompt, Provider
 from parshall.chat.producers import Producers
-from parshall.chat.records import Records
 from parshall.chat.slots import Slots, too_many
 from parshall.chat.turn import Parts, Producer
 from parshall.kernel import sse
@@ -67,7 +66,6 @@ class Openings:
         self,
         *,
         database: Database,
-        records: Records,
         catalog: Catalog,
         producers: Producers,
         parts: Parts,
@@ -77,7 +75,7 @@ class Openings:
     ) -> None:
         """`database` is chat's own, `owner` names this process in leases."""
         self._database = database
-        self._records = records
+        self._records = parts.concluder.records
         self._catalog = catalog
         self._producers = producers
         self._parts = parts
