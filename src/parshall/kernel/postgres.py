@@ -21,6 +21,7 @@ from sqlalchemy.pool import QueuePool
 from parshall.kernel.clock import Clock
 from parshall.kernel.database import T, Work, carry_out, migrate, told
 from parshall.kernel.errors import StartupError, Unavailable
+from parshall.kernel.postgres_silence import AttentiveConnection, ServerSilent
 
 CONNECTIONS = 8
 """Connections of one service in one process, half of them for reads: a burst of these must not keep writes out."""
@@ -233,7 +234,7 @@ def _judge(error: DBAPIError, *, last: bool) -> None:
     """Return when another run can help; else raise what the caller should see."""
     state = _state(error)
     if error.connection_invalidated:
-        if last:
+        if last or isinstance(error.orig, ServerSilent):  # who waited for that has waited long enough
             raise Unavailable(_UNREACHABLE) from error
     elif state in _RACES:
         if last:
@@ -277,6 +278,10 @@ def _engine(options: dict[str, Any], connections: int, *, read_only: bool) -> En
         use_native_hstore=False,
         hide_parameters=True,  # they hold password hashes and what people wrote
     )
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: object, _record: object, _arguments: object, named: dict[str, Any]) -> psycopg.Connection:
+        return AttentiveConnection.connect(**named)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: psycopg.Connection, _record: object) -> None:
