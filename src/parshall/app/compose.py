@@ -89,7 +89,13 @@ async def system(settings: Settings) -> AsyncIterator[System]:
         )
         stack.push_async_callback(streaming.close, drain_seconds=0)
         await streaming.recover()
-        chat = Chat(database, streaming=streaming, catalog=catalog, clock=clock.now)
+        chat = Chat(
+            database,
+            streaming=streaming,
+            catalog=catalog,
+            clock=clock.now,
+            retention_seconds=settings.stream_retention_hours * 3600,
+        )
         verifier = _verifier(parts.auth, settings)
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)

@@ -2,7 +2,16 @@
 
 from pathlib import Path
 
-_ORDER = ("RECORDING.md", "PROTOCOL.md", "EVENTS.md", "CONFIGURATION.md", "OPERATIONS.md", "ARCHITECTURE.md")
+_ORDER = (
+    "RECORDING.md",
+    "PROTOCOL.md",
+    "EVENTS.md",
+    "CONFIGURATION.md",
+    "OPERATIONS.md",
+    "DOCTOR.md",
+    "TROUBLESHOOTING.md",
+    "ARCHITECTURE.md",
+)
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -77,7 +77,7 @@ async def send_message(
     request: Request, session_id: SessionIdPath, asked: Annotated[Asked, Depends(ask_stream)], chat: ChatService
 ) -> JSONResponse:
     """Ask and wait for the whole answer; metered like a stream, and resumable by its id if the connection breaks."""
-    await read_to_end(request, await chat.streaming.attach(asked.stream_id, after=0))
+    await read_to_end(request, await chat.attach(asked.stream_id, after=0))
     await chat.streaming.producers.ended(asked.stream_id)  # a client that has gone must not stop it
     stream = await chat.streaming.find(asked.stream_id, caller=asked.caller)
     ended = await chat.streaming.stop(stream)
