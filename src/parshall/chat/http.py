@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
 from parshall.chat import wire
+from parshall.chat.http_silence import silence_router
 from parshall.chat.http_streams import Asked, ChatService, SessionIdPath, ask_stream, read_to_end, streams_router
 from parshall.chat.model import PER_PAGE_MAX, receipt
 from parshall.chat.ports import ModelCard
@@ -131,4 +132,5 @@ async def _model_wire(request: Request, card: ModelCard) -> dict[str, Any]:
     }
 
 
+router.include_router(silence_router)  # first: its path would be a stream's id
 router.include_router(streams_router)
