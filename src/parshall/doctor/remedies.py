@@ -46,7 +46,7 @@ _GENERAL: dict[Check, str] = {
 _NGINX_HEADERS = "nginx: take out proxy_hide_header and add_header for it (`add_header` adds, it does not replace)."
 _SPECIAL: dict[Front, dict[Check, str]] = {
     Front.NGINX: {
-        Check.HTTP_VERSION: 'nginx: proxy_http_version 1.1; proxy_set_header Connection "";',
+        Check.HTTP_VERSION: 'nginx: chunked_transfer_encoding on; proxy_http_version 1.1; and Connection "".',
         Check.ID_PRESENT: "nginx: take out proxy_hide_header X-Streaming-Session-Id, or proxy_pass_header it.",
         Check.ID_ONCE: _NGINX_HEADERS,
         Check.ID_UNCHANGED: _NGINX_HEADERS,

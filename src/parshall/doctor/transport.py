@@ -20,9 +20,12 @@ _FORBIDDEN_IN_2 = ("connection", "keep-alive", "proxy-connection", "transfer-enc
 
 
 def of_version(answer: Answer) -> Finding:
-    """The version of HTTP that answers."""
+    """The version of HTTP that answers, and whether the end of a stream can be told from a cut."""
+    cut = "without chunks a stream that was cut looks like one that has ended"
     if answer.version == "1.0":
-        return fault(Check.HTTP_VERSION, "HTTP/1.0: without chunks a stream that was cut looks like one that has ended")
+        return fault(Check.HTTP_VERSION, f"HTTP/1.0: {cut}")
+    if not answer.all("Transfer-Encoding") and not answer.all("Content-Length"):
+        return fault(Check.HTTP_VERSION, f"HTTP/{answer.version}, but no Transfer-Encoding: {cut}")
     return ok(Check.HTTP_VERSION, f"HTTP/{answer.version}")
 
 
