@@ -275,6 +275,53 @@ def test_what_cannot_be_examined_is_said_in_a_sentence_and_is_no_verdict(
     assert "Traceback" not in told.stderr
 
 
+def test_silence_needs_a_login_has_bounds_and_is_no_stream_of_anybody(server: Server) -> None:
+    caller = server.user()
+    with caller.streaming("GET", "/api/chat/streams/silence?seconds=1") as (response, events):
+        assert "X-Streaming-Session-Id" not in response.headers
+        assert [(event.event, event.id) for event in events] == [("silence", ""), ("silence-end", "")]
+    for wrong in ("0", "601", "nan", "inf", "x"):
+        caller.get(f"/api/chat/streams/silence?seconds={wrong}", expect=400)
+    caller.token = ""
+    caller.http.cookies.clear()
+    caller.get("/api/chat/streams/silence?seconds=1", expect=401)
+
+
+NONSENSE = {
+    "closes": b"",
+    "speaks something else": b"220 mail.example.org ESMTP\r\n",
+    "cuts the head": b"HTTP/1.1 200 OK\r\nContent-",
+    "redirects": b"HTTP/1.1 308 Moved\r\nLocation: https://a.example.org\r\nContent-Length: 0\r\n\r\n",
+    "is no service": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    "answers with a list": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+    "has no token": b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{"a": 1}',
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+async def test_whatever_answers_there_is_told_in_a_sentence(name: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(NONSENSE[name])
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        for plan in (Plan(url="", username="a", password="b"), Plan(url="", token="b")):
+            with pytest.raises(CannotRun) as told:
+                await examine(replace(plan, url=f"http://127.0.0.1:{port}"))
+            assert str(told.value)
+    if name == "redirects":
+        assert "https://a.example.org" in str(told.value)
+
+
+def test_a_header_that_cannot_be_sent_is_told_in_a_sentence(server: Server) -> None:
+    for token in ("a\nb", "ä"):
+        with pytest.raises(CannotRun, match="cannot be sent"):
+            asyncio.run(examine(Plan(url=server.url, token=token)))
+
+
 # ── Other services ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 

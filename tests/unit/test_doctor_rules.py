@@ -1,5 +1,6 @@
 """The doctor's verdicts, on answers as no proxy in the tests gives them: pure rules."""
 
+import asyncio
 import base64
 import json
 import time
@@ -8,6 +9,7 @@ from email.utils import formatdate
 
 import pytest
 
+from parshall.chat.http_silence import Silence
 from parshall.doctor import cors, headers, pace, resume, transport
 from parshall.doctor.examine import _advised
 from parshall.doctor.front import Front, intermediaries, recognised
@@ -313,3 +315,14 @@ def test_an_address_that_cannot_be_one_is_refused_and_a_path_stays_before_every_
     for wrong in ("a.example.org", "ftp://a", "http://", "http://a:99999", "https://a:b"):
         with pytest.raises(CannotRun):
             Target.of(wrong)
+
+
+async def test_a_silence_is_ended_by_whoever_interrupts_it() -> None:
+    silence = Silence(seconds=600)
+    assert (await anext(silence)).startswith(b"event: silence\n")
+    waiting = asyncio.create_task(anext(silence))
+    await asyncio.sleep(0)
+    silence.interrupt()
+    with pytest.raises(StopAsyncIteration):
+        await waiting
+    assert not silence.ended

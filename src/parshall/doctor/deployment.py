@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from parshall.doctor.model import CannotRun
@@ -74,8 +74,13 @@ class Deployment:
 
     async def credits(self) -> Decimal:
         """What the user has now. Raises CannotRun."""
-        answer = await self.send("GET", "/api/credits/balance")
-        return Decimal(str(expected(answer, "reading the balance").get("totalCredits", 0)))
+        doing = "reading the balance"
+        total = amount(expected(await self.send("GET", "/api/credits/balance"), doing).get("totalCredits"))
+        if total is None:
+            raise CannotRun(
+                f"The doctor could not go on: the answer to {doing} has no totalCredits; check the address."
+            )
+        return total
 
 
 def document(answer: Answer) -> dict[str, Any]:
@@ -85,6 +90,14 @@ def document(answer: Answer) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def amount(value: object) -> Decimal | None:
+    """Credits on the wire; None for what is no amount."""
+    try:
+        return Decimal(str(value))
+    except InvalidOperation:
+        return None
 
 
 def expected(answer: Answer, doing: str) -> dict[str, Any]:
@@ -97,12 +110,17 @@ def expected(answer: Answer, doing: str) -> dict[str, Any]:
 
 def refusal(answer: Answer, doing: str) -> str:
     """A sentence on an answer that is no success."""
-    why = document(answer).get("message") or "what answers there is not Parshall; check the address"
+    moved = f"it redirects to {answer.one('Location')}; give that address" if 300 <= answer.status < 400 else ""
+    why = document(answer).get("message") or moved or "what answers there is not Parshall; check the address"
     return f"The doctor could not go on: {doing} was answered with status {answer.status} ({why})"[:MESSAGE_CHARS_MAX]
 
 
 def _text(found: Mapping[str, Any], name: str, doing: str) -> str:
     value = found.get(name)
     if not isinstance(value, str):
-        raise CannotRun(f"The doctor could not go on: the answer to {doing} has no {name}; check the address.")
+        raise CannotRun(_lacking(name, doing))
     return value
+
+
+def _lacking(name: str, doing: str) -> str:
+    return f"The doctor could not go on: the answer to {doing} has no {name}; check the address."

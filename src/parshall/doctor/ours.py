@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from parshall.doctor import cors, headers, http2, pace, resume, transport
-from parshall.doctor.deployment import STREAM_TYPES, Deployment, document, refusal
+from parshall.doctor.deployment import STREAM_TYPES, Deployment, amount, document, refusal
 from parshall.doctor.front import intermediaries
 from parshall.doctor.model import CannotRun, Check, Finding, Plan, Status, fault, unchecked
 from parshall.doctor.wire import READ_SECONDS_MAX, Answer, Target, connect
@@ -226,13 +226,14 @@ class _Examination:
         return (await self._stream(taken.session_id, taken.id, taken.body)).events() == taken.events
 
     def _charge(self, taken: Taken, later: Decimal) -> Finding:
-        receipt = taken.state.get("receipt") or {}
+        found = taken.state.get("receipt")
+        receipt = found if isinstance(found, dict) else {}
         return resume.of_charge(
             resume.Money(
                 before=taken.before,
                 after=taken.after,
                 later=later,
-                charged=_amount(receipt.get("chargedCredits")) if receipt else None,
+                charged=amount(receipt.get("chargedCredits")) if receipt else None,
                 is_settled=receipt.get("settlement") == "settled",
             )
         )
@@ -325,10 +326,3 @@ def _object(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _amount(value: object) -> Decimal | None:
-    try:
-        return Decimal(str(value))
-    except InvalidOperation:
-        return None

@@ -157,6 +157,10 @@ async def ask(target: Target, request: Request) -> Answer:
     try:
         async with asyncio.timeout(request.total_seconds_max):
             await _Exchange(target, request, reader, writer, answer).run()
+    except (h11.LocalProtocolError, UnicodeError) as error:
+        raise CannotRun(
+            f"The request to {request.path} cannot be sent as it is ({error}); check headers and token."
+        ) from error
     except TimeoutError:
         answer.cut = f"it went on for {request.total_seconds_max:.0f} s and was given up"
     except (h11.RemoteProtocolError, OSError) as error:
