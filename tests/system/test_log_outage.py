@@ -151,7 +151,7 @@ def test_an_engine_that_comes_back_empty_after_the_end(scripted: str, engine: Va
         engine.restart()
         until(lambda: closed(engine, ID))
         gone = caller.get(f"/api/chat/streams/{ID}", expect=404)
-        assert gone["code"] == "stream_forgotten"
+        assert (gone["code"], gone["reason"]) == ("stream_forgotten", "log_lost")
         assert caller.state(ID)["receipt"] == receipt
         assert caller.get(f"/api/chat/sessions/{session}/messages")["messages"][1]["content"] == Script(n=40).text()
         assert text_of(caller.ask(session, "fake-n3")) == Script(n=3).text()

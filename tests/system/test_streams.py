@@ -352,14 +352,57 @@ def test_an_update_with_the_right_id_agrees_and_with_a_wrong_one_says_why(caller
     assert agreed["matches"] is True and agreed["receipt"] == events[-1].json()["receipt"]
     assert caller.post(path, body | {"completeResponse": "made up"})["matches"] is False
     elsewhere = stream_id_of(caller.ask(caller.session(), "fake-n1"))
-    for wrong, word in (
-        ("stream-1620847252", "malformed"),
-        ("stream-1620847252-abcdef01", "no stream"),
-        (elsewhere, "another chat session"),
+    for wrong, reason in (
+        ("stream-1620847252", "made_up"),
+        (f"stream-{int(time.time())}-abcdef01", "unknown"),
+        (elsewhere, "other_chat_session"),
     ):
         refused = caller.post(path, body | {"streamingSessionId": wrong}, expect=400)
         assert refused["title"] == "Streaming session ID mismatch"
-        assert refused["details"]["expected"] == stream_id and word in refused["details"]["reason"]
+        assert refused["details"]["expected"] == stream_id and refused["details"]["reason"] == reason
+
+
+def test_every_refused_id_is_told_a_reason_a_way_out_and_a_page_and_is_not_echoed(caller: Caller, session: str) -> None:
+    path, now = f"/api/chat/sessions/{session}/update-stream", int(time.time())
+    for wrong, status, reason in (
+        ("undefined", 400, "not_received"),
+        ("stream-1620847252", 400, "made_up"),
+        (f"stream-{now}-ABCDEF01", 400, "malformed"),
+        (f"stream-{now}-abcdef01", 404, "unknown"),
+        ("stream-9999999999999-abcdef01", 404, "made_up"),
+        ("stream-1620847252-abcdef01", 404, "older_than_retention"),
+    ):
+        body = {"completeResponse": "", "streamingSessionId": wrong, "tokensUsed": 0}
+        answers = [
+            caller.get(f"/api/chat/streams/{wrong}", expect=status),
+            caller.post(f"/api/chat/streams/{wrong}/stop", expect=status),
+            caller.post(path, body, expect=400),
+        ]
+        for answer in answers:
+            assert answer["reason"] == reason and answer["wayOut"].endswith(".")
+            assert answer["type"] == answer["help"] == f"/documentation/TROUBLESHOOTING.md#{reason}"
+            assert status == 404 or wrong not in json.dumps(answer | {"instance": ""})
+
+
+def test_somebody_elses_id_is_refused_in_the_words_for_an_id_that_nobody_has(
+    server: Server, caller: Caller, session: str
+) -> None:
+    theirs = stream_id_of(caller.ask(session, "fake-n1"))
+    nobodys = theirs[:-4] + ("0000" if not theirs.endswith("0000") else "0001")
+    stranger = server.customer("mallory")
+    own = stranger.session()
+    told = []
+    for named in (theirs, nobodys):
+        body = {"completeResponse": "", "streamingSessionId": named, "tokensUsed": 0}
+        answers = [
+            stranger.get(f"/api/chat/streams/{named}", expect=404),
+            stranger.post(f"/api/chat/streams/{named}/stop", expect=404),
+            stranger.post(f"/api/chat/sessions/{own}/update-stream", body, expect=400),
+        ]
+        for answer in answers:
+            answer |= {"instance": "", "requestId": ""}
+        told.append(json.dumps(answers).replace(named, "the id"))
+    assert told[0] == told[1]
 
 
 def test_an_update_for_a_running_stream_ends_it(caller: Caller, session: str) -> None:

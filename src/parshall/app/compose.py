@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi_swagger import patch_fastapi
 from starlette.types import ASGIApp
 
@@ -20,7 +20,7 @@ from parshall.accounting.http import router as accounting_router
 from parshall.accounting.service import Accounting
 from parshall.app.config import Settings
 from parshall.app.local import Parts, local, open_database, prepare_home
-from parshall.app.page import guide, home_page
+from parshall.app.page import DOCTOR_HEADERS, DOCTOR_PAGE, browser_file, guide, home_page
 from parshall.app.people import Users
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
@@ -101,7 +101,13 @@ async def system(settings: Settings) -> AsyncIterator[System]:
         )
         stack.push_async_callback(streaming.close, drain_seconds=0)
         await streaming.recover()
-        chat = Chat(database, streaming=streaming, catalog=catalog, clock=clock.now)
+        chat = Chat(
+            database,
+            streaming=streaming,
+            catalog=catalog,
+            clock=clock.now,
+            retention_seconds=settings.stream_retention_hours * 3600,
+        )
         verifier = _verifier(parts.auth, settings)
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)
@@ -159,6 +165,15 @@ def _add_operations(app: FastAPI, built: System) -> None:
         if text is None:
             raise NotFound("There is no such guide; the page at / lists them.")
         return text
+
+    @app.get("/doctor", include_in_schema=False)
+    @app.get("/doctor/{name}", include_in_schema=False)
+    async def doctor(name: str = DOCTOR_PAGE) -> Response:
+        found = browser_file(name)
+        if found is None:
+            raise NotFound("There is no such file; the page is at /doctor.")
+        content, media_type = found
+        return Response(content, media_type=media_type, headers=DOCTOR_HEADERS)
 
     async def health(request: Request) -> JSONResponse:
         """Whether this process can serve; 503 names what is down."""

@@ -1,8 +1,17 @@
-"""The plain page at `/`: what runs here and where to go."""
+"""The plain page at `/`, what runs here and where to go, and the doctor's half that runs in a browser."""
 
 from pathlib import Path
 
-_ORDER = ("RECORDING.md", "PROTOCOL.md", "EVENTS.md", "CONFIGURATION.md", "OPERATIONS.md", "ARCHITECTURE.md")
+_ORDER = (
+    "RECORDING.md",
+    "PROTOCOL.md",
+    "EVENTS.md",
+    "CONFIGURATION.md",
+    "OPERATIONS.md",
+    "DOCTOR.md",
+    "TROUBLESHOOTING.md",
+    "ARCHITECTURE.md",
+)
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -24,11 +33,21 @@ Server-Sent Events, and charges exactly what was used.</p>
 <ul>
   <li><a href="/docs">API documentation</a>, and the <a href="/openapi.json">OpenAPI document</a> behind it</li>
   <li><a href="/health">Health</a> of this server</li>
+  <li><a href="/doctor">Doctor</a>: what a script in this browser can send and read, through whatever is in front</li>
   <li>Documentation: {guides}</li>
   <li>A chat in the terminal: <code>parshall chat</code></li>
 </ul>
 </html>
 """
+
+DOCTOR_PAGE = "doctor.html"
+DOCTOR_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src http: https:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+"""The page loads nothing from elsewhere; it may call any deployment, whose answers to this origin it looks at."""
+_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
 
 
 def home_page(*, version: str) -> str:
@@ -48,6 +67,13 @@ def guides_here() -> list[str]:
 def guide(name: str) -> str | None:
     """The text of a guide, None where there is none of that name."""
     return (_folder() / name).read_text("utf-8") if name in guides_here() else None
+
+
+def browser_file(name: str) -> tuple[bytes, str] | None:
+    """A file of the doctor's page and its media type; None where there is none of that name."""
+    files = {path.name: path for path in (Path(__file__).parent / "browser").iterdir()}
+    path = files.get(name)
+    return None if path is None else (path.read_bytes(), _TYPES[path.suffix])
 
 
 def _folder() -> Path:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
 from parshall.chat import wire
+from parshall.chat.http_silence import silence_router
 from parshall.chat.http_streams import Asked, ChatService, SessionIdPath, ask_stream, read_to_end, streams_router
 from parshall.chat.model import PER_PAGE_MAX, receipt
 from parshall.chat.ports import ModelCard
@@ -77,7 +78,7 @@ async def send_message(
     request: Request, session_id: SessionIdPath, asked: Annotated[Asked, Depends(ask_stream)], chat: ChatService
 ) -> JSONResponse:
     """Ask and wait for the whole answer; metered like a stream, and resumable by its id if the connection breaks."""
-    await read_to_end(request, await chat.streaming.attach(asked.stream_id, after=0))
+    await read_to_end(request, await chat.attach(asked.stream_id, after=0))
     await chat.streaming.producers.ended(asked.stream_id)  # a client that has gone must not stop it
     stream = await chat.streaming.find(asked.stream_id, caller=asked.caller)
     ended = await chat.streaming.stop(stream)
@@ -131,4 +132,5 @@ async def _model_wire(request: Request, card: ModelCard) -> dict[str, Any]:
     }
 
 
+router.include_router(silence_router)  # first: its path would be a stream's id
 router.include_router(streams_router)

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from parshall.chat import wire
+from parshall.chat.mismatch import named_id
 from parshall.chat.model import receipt
 from parshall.chat.reader import Reader, Reading
 from parshall.chat.service import Chat
@@ -16,7 +17,7 @@ from parshall.kernel import sse
 from parshall.kernel.errors import Invalid
 from parshall.kernel.headers import STREAM_ID_HEADER, stream_headers
 from parshall.kernel.http import User
-from parshall.kernel.ids import SessionId, StreamId, parse_stream_id
+from parshall.kernel.ids import SessionId, StreamId
 from parshall.kernel.telemetry import bind
 from parshall.kernel.tokens import Principal
 
@@ -64,7 +65,7 @@ async def ask_stream(
         body.ask(request.app.state.on_disconnect),
         user_id=user.user_id,
         session_id=session_id,
-        proposed=None if proposed is None else parse_stream_id(proposed),
+        proposed=None if proposed is None else named_id(proposed),
     )
     bind(stream=stream_id)
     return Asked(stream_id=stream_id, caller=user)
@@ -145,24 +146,24 @@ async def stream_answer(
     request: Request, asked: Annotated[Asked, Depends(ask_stream)], chat: ChatService, after: Offset
 ) -> Response:
     """Ask and read the answer live. The same id again attaches to the same stream and never charges twice."""
-    return StreamResponse(request, asked.stream_id, await chat.streaming.attach(asked.stream_id, after=after))
+    return StreamResponse(request, asked.stream_id, await chat.attach(asked.stream_id, after=after))
 
 
 @streams_router.get("/chat/streams/{stream_id}", response_class=StreamResponse, status_code=200)
 async def resume_stream(request: Request, stream_id: str, user: User, chat: ChatService, after: Offset) -> Response:
     """Read a stream from an offset, live or ended; with `Accept: application/json`, its state and receipt."""
-    stream = await chat.streaming.find(parse_stream_id(stream_id), caller=user)
+    stream = await chat.stream(stream_id, caller=user)
     bind(stream=stream.id)
     accepted = request.headers.get("accept", "")
     if "application/json" in accepted and "text/event-stream" not in accepted:
         return JSONResponse(wire.stream_wire(stream), headers={STREAM_ID_HEADER: stream.id})
-    return StreamResponse(request, stream.id, await chat.streaming.attach(stream.id, after=after))
+    return StreamResponse(request, stream.id, await chat.attach(stream.id, after=after))
 
 
 @streams_router.post("/chat/streams/{stream_id}/stop")
 async def stop_stream(stream_id: str, user: User, chat: ChatService) -> JSONResponse:
     """End a stream now; what was generated is kept and charged. Stopping an ended stream gives its receipt."""
-    stream = await chat.streaming.find(parse_stream_id(stream_id), caller=user)
+    stream = await chat.stream(stream_id, caller=user)
     ended = await chat.streaming.stop(stream)
     body = {"message": "The stream has ended.", "streamingSessionId": ended.id, "receipt": receipt(ended)}
     return JSONResponse(body, headers={STREAM_ID_HEADER: ended.id})

@@ -5,7 +5,7 @@ from typing import Literal
 
 from sqlalchemy import Connection
 
-from parshall.chat import store
+from parshall.chat import mismatch, store
 from parshall.chat.catalog import Catalog
 from parshall.chat.model import (
     DEFAULT_TITLE,
@@ -13,16 +13,20 @@ from parshall.chat.model import (
     Message,
     Stream,
     StreamActive,
+    StreamForgotten,
     StreamIdMismatch,
     comparison,
 )
 from parshall.chat.ports import ModelCard
+from parshall.chat.reader import Reader
 from parshall.chat.streaming import Streaming
 from parshall.kernel.clock import Clock
 from parshall.kernel.database import Database
-from parshall.kernel.errors import NotFound, ParshallError
-from parshall.kernel.ids import STREAM_ID_PATTERN, SessionId, StreamId, UserId, new_id, parse_stream_id
+from parshall.kernel.errors import NotFound
+from parshall.kernel.ids import MalformedStreamId, SessionId, StreamId, UserId, new_id
+from parshall.kernel.tokens import Principal
 
+RETENTION_SECONDS = 24 * 3600
 STOPS_BEFORE_DELETE_MAX = 3
 
 
@@ -46,12 +50,21 @@ class Acknowledgement:
 class Chat:
     """Chat sessions of all users; every use names the user and sees only theirs."""
 
-    def __init__(self, database: Database, *, streaming: Streaming, catalog: Catalog, clock: Clock) -> None:
-        """`database` is chat's own."""
+    def __init__(
+        self,
+        database: Database,
+        *,
+        streaming: Streaming,
+        catalog: Catalog,
+        clock: Clock,
+        retention_seconds: float = RETENTION_SECONDS,
+    ) -> None:
+        """`database` is chat's own; the events of a stream are kept `retention_seconds` after its end."""
         self.streaming = streaming
         self.catalog = catalog
         self._database = database
         self._clock = clock
+        self._retention_seconds = retention_seconds
 
     async def create(
         self, *, user_id: UserId, title: str | None, first: str | None, model_id: str | None, source: str | None
@@ -134,6 +147,31 @@ class Chat:
                 await self.streaming.stop(stream)
         raise StreamActive("New answers keep starting in this chat session; try again.")
 
+    # ── Ids that clients name ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def stream(self, named: str, *, caller: Principal) -> Stream:
+        """The stream that a client names, for its owner or a supervisor.
+
+        Raises MalformedStreamId, and NotFound alike for somebody else's stream and for none; both with the reason.
+        """
+        stream_id = mismatch.named_id(named)
+        try:
+            return await self.streaming.find(stream_id, caller=caller)
+        except NotFound as error:
+            reason = self._unknown(stream_id)
+            raise NotFound(mismatch.sentence(reason), **mismatch.told(reason)) from error
+
+    async def attach(self, stream_id: StreamId, *, after: int) -> Reader:
+        """A reader of a stream's events after an offset. Raises StreamForgotten, with the reason."""
+        try:
+            return await self.streaming.attach(stream_id, after=after)
+        except StreamForgotten as error:
+            stream = await self.streaming.records.find(stream_id)
+            reason = mismatch.Reason.LOG_LOST
+            if stream is not None:
+                reason = mismatch.of_forgotten(stream, at=self._clock(), retention_seconds=self._retention_seconds)
+            raise StreamForgotten(mismatch.sentence(reason), **mismatch.told(reason)) from error
+
     async def acknowledge(self, session_id: SessionId, *, user_id: UserId, named: str, text: str) -> Acknowledgement:
         """Take a client's word that it is done with a stream, and compare its text with the log's.
 
@@ -145,25 +183,36 @@ class Chat:
         server = await self.streaming.records.answer(stream.id)
         return Acknowledgement(stream=ended, comparison=comparison(client=text, server=server))
 
-    async def models(self) -> list[ModelCard]:
-        """The models on offer."""
-        return await self.catalog.cards()
-
     async def _named(self, conversation: Conversation, named: str, user_id: UserId) -> Stream:
         """The stream of a chat session that a client names; otherwise a mismatch that says what is wrong with it."""
         for stream in conversation.streams:
             if stream.id == named:
                 return stream
-        expected = conversation.streams[-1].id if conversation.streams else None
+        details: dict[str, str | None] = {
+            "expected": conversation.streams[-1].id if conversation.streams else None,
+            "received": None,
+        }
         try:
-            other = await self.streaming.records.find(parse_stream_id(named))
-        except ParshallError:
-            reason, received = f"malformed: the id must match {STREAM_ID_PATTERN}", None
+            stream_id = mismatch.named_id(named)
+        except MalformedStreamId:
+            reason = mismatch.malformation(named)
         else:
-            received = named
-            elsewhere = other is not None and other.user_id == user_id
-            reason = "the id belongs to another chat session" if elsewhere else "no stream has this id"
-        raise StreamIdMismatch(details={"expected": expected, "received": received, "reason": reason})
+            details["received"] = stream_id
+            other = await self.streaming.records.find(stream_id)
+            if other is not None and other.user_id == user_id:
+                reason = mismatch.Reason.OTHER_CHAT_SESSION
+                details["sessionId"] = other.session_id
+            else:
+                reason = self._unknown(stream_id)
+        detail = f"Streaming session ID mismatch: {mismatch.sentence(reason)}"
+        raise StreamIdMismatch(detail, details={**details, "reason": reason.value}, **mismatch.told(reason))
+
+    def _unknown(self, stream_id: StreamId) -> mismatch.Reason:
+        return mismatch.of_unknown(stream_id, at=self._clock(), retention_seconds=self._retention_seconds)
+
+    async def models(self) -> list[ModelCard]:
+        """The models on offer."""
+        return await self.catalog.cards()
 
 
 def _own(connection: Connection, session_id: SessionId, user_id: UserId) -> ChatSession:

@@ -10,6 +10,7 @@ from parshall.cli import (
     chat,
     config,
     credits,
+    doctor,
     events,
     keys,
     models,
@@ -36,6 +37,7 @@ app.add_typer(models.app, name="models")
 app.command(name="audit")(audit.audit)
 app.command(name="chat")(chat.chat)
 app.command(name="config")(config.config)
+app.command(name="doctor")(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

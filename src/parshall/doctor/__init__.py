@@ -1,0 +1,1 @@
+"""A check of a deployment from outside, through whatever stands in front of it."""
