@@ -42,6 +42,7 @@ class Upstream:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/asked", self._asked)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -71,6 +72,10 @@ class Upstream:
         self.models_asked += 1
         listed: list[dict[str, Any]] = [{"id": "fake"}, {"id": "fake-n3", "max_model_len": 2048}, {"id": ""}, {"id": 7}]
         return web.json_response({"object": "list", "data": [{"object": "model", **entry} for entry in listed]})
+
+    async def _asked(self, _request: web.Request) -> web.Response:
+        """The last message of every request so far, for tests that run this in another process."""
+        return web.json_response([_last_text(asked.body) for asked in self.requests])
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-_ORDER = ("RECORDING.md", "PROTOCOL.md", "EVENTS.md", "CONFIGURATION.md", "OPERATIONS.md", "ARCHITECTURE.md")
+_ORDER = (
+    "RECORDING.md",
+    "PROTOCOL.md",
+    "CLIENTS.md",
+    "EVENTS.md",
+    "CONFIGURATION.md",
+    "OPERATIONS.md",
+    "ARCHITECTURE.md",
+)
 
 _PAGE = """<!doctype html>
 <html lang="en">
