@@ -53,8 +53,12 @@ class Script:
     flags: frozenset[str] = field(default=frozenset())
     """nousage, badusage, zerousage, nanusage, textusage, manyusage (more than the text holds), noise (bytes that are no
     event), burst (all in one write), nodone, nofinish, split (one byte a write), crlf, nasty (hard text), hard (n
-    chunks of harder text), think, json, redirect, newlimit (wants max_completion_tokens), hang (after the end), late
-    (the end of the body)."""
+    chunks of harder text), think, muse (every second chunk is a thought, so that no two are joined), json, redirect,
+    newlimit (wants max_completion_tokens), hang (after the end), late (the end of the body)."""
+
+    def thinks(self, index: int) -> bool:
+        """Whether that chunk is a thought."""
+        return bool(index % 2) if "muse" in self.flags else "think" in self.flags and index == 0
 
     @staticmethod
     def of(model_id: str, last_message: str) -> "Script":
@@ -195,7 +199,7 @@ class ScriptedProvider:
                 break
             self.sent += 1
             tokens = len(chunks[index]) // 5 if index == script.n else 1  # of a big one, each word
-            yield [TextDelta(chunks[index], tokens, reasoning="think" in script.flags and index == 0)]
+            yield [TextDelta(chunks[index], tokens, reasoning=script.thinks(index))]
         if "nofinish" in script.flags:
             raise ProviderFailure("cut", code="provider_cut")
         usage = Usage(input_tokens=await self.count_input(prompt), output_tokens=len(chunks))

@@ -133,7 +133,7 @@ class Upstream:
             if index < len(chunks):
                 if script.ms or "burst" not in script.flags:
                     await asyncio.sleep(script.ms / 1000)
-                name = "reasoning_content" if "think" in script.flags and index == 0 else "content"
+                name = "reasoning_content" if script.thinks(index) else "content"
                 await pen.event({"choices": [{"index": 0, "delta": {name: chunks[index]}, "finish_reason": None}]})
                 asked.sent += 1
         await self._finish(pen, asked, script, limit)
@@ -207,7 +207,7 @@ def _usage(body: dict[str, Any], script: Script) -> dict[str, Any]:
         "completion_tokens": written,
         "total_tokens": words + written,
         "prompt_tokens_details": {"cached_tokens": 1},
-        "completion_tokens_details": {"reasoning_tokens": 1 if "think" in script.flags else 0},
+        "completion_tokens_details": {"reasoning_tokens": sum(map(script.thinks, range(written)))},
     }
 
 
