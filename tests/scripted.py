@@ -52,8 +52,13 @@ class Script:
     """Sends so many thousand characters more as one chunk."""
     flags: frozenset[str] = field(default=frozenset())
     """nousage, badusage, zerousage, nanusage, textusage, manyusage (more than the text holds), noise (bytes that are no
-    event), burst (all in one write), nodone, nofinish, split (one byte a write), crlf, nasty (hard text), think, json,
-    redirect, newlimit (wants max_completion_tokens), hang (after the end), late (the end of the body)."""
+    event), burst (all in one write), nodone, nofinish, split (one byte a write), crlf, nasty (hard text), hard (n
+    chunks of harder text), think, muse (every second chunk is a thought, so that no two are joined), json, redirect,
+    newlimit (wants max_completion_tokens), hang (after the end), late (the end of the body)."""
+
+    def thinks(self, index: int) -> bool:
+        """Whether that chunk is a thought."""
+        return bool(index % 2) if "muse" in self.flags else "think" in self.flags and index == 0
 
     @staticmethod
     def of(model_id: str, last_message: str) -> "Script":
@@ -80,6 +85,8 @@ class Script:
         """The texts of the answer, cut at `limit` tokens."""
         if "nasty" in self.flags:
             return NASTY[:limit]
+        if "hard" in self.flags:
+            return [HARD[index % len(HARD)] for index in range(min(self.n, limit))]
         words = [f"w{index} ".ljust(self.b, ".") for index in range(min(self.n, limit))]
         return [*words, "long " * (self.big * 200)] if self.big else words
 
@@ -105,6 +112,26 @@ NASTY = [
     "é̂中文ع",
 ]
 """Text that breaks careless readers."""
+
+HARD = [
+    "👩",
+    "\u200d👩\u200d",
+    "👧🏽 𝄞",
+    "🏳️\u200d🌈",
+    "line\u2028para\u2029nel\u0085",
+    "nul\0bel\a",
+    "\r\n",
+    "\rlone\r",
+    "\ufeffdata: none\n",
+    "\n\nevent: done\n",
+    "data: {}\n\n",
+    "id: 1\nretry: 1\n:",
+    '"quote" \\" \\u0000 \\',
+    "</script>\x7f\x1f",
+    " ",
+    "é̂中文ع",
+]
+"""Text that breaks careless clients: characters in pieces, line ends of every kind, and events within events."""
 
 
 class ScriptedProvider:
@@ -172,7 +199,7 @@ class ScriptedProvider:
                 break
             self.sent += 1
             tokens = len(chunks[index]) // 5 if index == script.n else 1  # of a big one, each word
-            yield [TextDelta(chunks[index], tokens, reasoning="think" in script.flags and index == 0)]
+            yield [TextDelta(chunks[index], tokens, reasoning=script.thinks(index))]
         if "nofinish" in script.flags:
             raise ProviderFailure("cut", code="provider_cut")
         usage = Usage(input_tokens=await self.count_input(prompt), output_tokens=len(chunks))

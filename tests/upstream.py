@@ -42,6 +42,7 @@ class Upstream:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/asked", self._asked)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -71,6 +72,10 @@ class Upstream:
         self.models_asked += 1
         listed: list[dict[str, Any]] = [{"id": "fake"}, {"id": "fake-n3", "max_model_len": 2048}, {"id": ""}, {"id": 7}]
         return web.json_response({"object": "list", "data": [{"object": "model", **entry} for entry in listed]})
+
+    async def _asked(self, _request: web.Request) -> web.Response:
+        """The last message of every request so far, for tests that run this in another process."""
+        return web.json_response([_last_text(asked.body) for asked in self.requests])
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -128,7 +133,7 @@ class Upstream:
             if index < len(chunks):
                 if script.ms or "burst" not in script.flags:
                     await asyncio.sleep(script.ms / 1000)
-                name = "reasoning_content" if "think" in script.flags and index == 0 else "content"
+                name = "reasoning_content" if script.thinks(index) else "content"
                 await pen.event({"choices": [{"index": 0, "delta": {name: chunks[index]}, "finish_reason": None}]})
                 asked.sent += 1
         await self._finish(pen, asked, script, limit)
@@ -202,7 +207,7 @@ def _usage(body: dict[str, Any], script: Script) -> dict[str, Any]:
         "completion_tokens": written,
         "total_tokens": words + written,
         "prompt_tokens_details": {"cached_tokens": 1},
-        "completion_tokens_details": {"reasoning_tokens": 1 if "think" in script.flags else 0},
+        "completion_tokens_details": {"reasoning_tokens": sum(map(script.thinks, range(written)))},
     }
 
 

@@ -55,7 +55,7 @@ def check_whole(caller: Caller, session: str, stream_id: str, seen: bytes, words
     assert [event.event for event in events].count("done") == 1 and events[-1].event == "done"
     shown = seen.partition(b"\r\n\r\n")[2]
     for event in events[: shown.count(b"\nevent: ")]:
-        assert f"id: {event.id}\nevent: {event.event}\ndata: {event.data}\n\n".encode() in shown, "S1"
+        assert f"event: {event.event}\ndata: {event.data}\nid: {event.id}\n\n".encode() in shown, "S1"
     assert f"id: {len(events) + 1}\n".encode() not in shown
     messages = caller.get(f"/api/chat/sessions/{session}/messages")["messages"]
     assert text_of(events) == Script(n=words).text() == messages[1]["content"]

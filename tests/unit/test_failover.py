@@ -20,7 +20,7 @@ from parshall.accounting.pricing import Price
 from parshall.chat.catalog import Catalog
 from parshall.chat.charge import Counted, believable, charged
 from parshall.chat.failover import Retries
-from parshall.chat.frames import EVENT_CHARACTERS_MAX, beginning, joined
+from parshall.chat.frames import EVENT_CHARACTERS_MAX, beginning, joined, text_frame
 from parshall.chat.model import Outcome
 from parshall.chat.ports import ProviderFailure, TextDelta
 from parshall.chat.providers.refusal import pause_seconds
@@ -323,9 +323,12 @@ def test_an_empty_answer_may_be_reported_as_such() -> None:
 
 # ── Large events ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+LINE_BYTES_MAX = 65_535
+"""Longer lines are an error to Go's bufio.Scanner and asyncio's StreamReader; aiohttp takes twice as much."""
+
 pieces = st.builds(
     TextDelta,
-    st.text(max_size=30) | st.integers(0, 3 * EVENT_CHARACTERS_MAX).map("é".__mul__),
+    st.text(max_size=30) | st.integers(0, 3 * EVENT_CHARACTERS_MAX).map("𝄞".__mul__),
     st.integers(0, 20_000),
     st.booleans(),
 )
@@ -335,6 +338,7 @@ pieces = st.builds(
 def test_no_event_is_too_large_and_together_they_say_the_same(deltas: list[TextDelta]) -> None:
     events = joined(deltas)
     assert all(len(event.text) <= EVENT_CHARACTERS_MAX and event.tokens >= 0 for event in events)
+    assert all(len(text_frame(event, 131_072, 10_000_000)) <= LINE_BYTES_MAX for event in events)
     for kind in (False, True):
         assert "".join(e.text for e in events if e.reasoning is kind) == "".join(
             d.text for d in deltas if d.reasoning is kind

@@ -48,13 +48,13 @@ def test_any_json_survives_framing_and_any_cutting_into_chunks(
 def test_a_frame_is_one_event_of_ascii_lines_that_no_line_reader_can_split(payload: dict[str, object]) -> None:
     sent = frame(7, "done", payload)
     assert sent.isascii() and b"\r" not in sent
-    assert sent.startswith(b"id: 7\nevent: done\ndata: ") and sent.endswith(b"\n\n")
+    assert sent.startswith(b"event: done\ndata: {") and sent.endswith(b"}\nid: 7\n\n")
     assert sent.decode().splitlines() == sent.decode().split("\n")[:-1]
     assert sent.count(b"\n") == 4
 
 
 def test_the_first_frame_tells_when_to_reconnect() -> None:
-    assert frame(1, "session", {}, retry=True).startswith(b"retry: 1000\nid: 1\n")
+    assert frame(1, "session", {}, retry=True).startswith(b"retry: 1000\nevent: session\n")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

@@ -5,6 +5,7 @@ from pathlib import Path
 _ORDER = (
     "RECORDING.md",
     "PROTOCOL.md",
+    "CLIENTS.md",
     "EVENTS.md",
     "CONFIGURATION.md",
     "OPERATIONS.md",

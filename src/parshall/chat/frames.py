@@ -6,8 +6,11 @@ from itertools import groupby
 from parshall.chat.ports import TextDelta
 from parshall.kernel import sse
 
-EVENT_CHARACTERS_MAX = 16_384
-"""Longer text is logged as several events, so that neither a log nor a reader has to hold one of any size."""
+EVENT_CHARACTERS_MAX = 5_000
+"""Longer text is logged as several events, so that neither a log nor a reader has to hold one of any size.
+
+A character takes up to 12 bytes of a line, and many a client gives up at a line of 64 KiB.
+"""
 
 
 def joined(deltas: Sequence[TextDelta]) -> list[TextDelta]:

@@ -21,11 +21,13 @@ _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", 
 def frame(offset: int, event: str, data: Mapping[str, Any], *, retry: bool = False) -> bytes:
     """One event as bytes: LF only, ASCII-escaped JSON on a single line, so that no line-based reader can split it.
 
+    The id comes last: there are clients that resume after an id as soon as they have read its line, and what they were
+    cut off from before it would be lost to them.
     Raises ValueError for a NaN or an infinity, which JSON cannot say.
     """
     assert offset > 0 and event.isidentifier()
     head = f"retry: {RETRY_MILLISECONDS}\n" if retry else ""
-    return f"{head}id: {offset}\nevent: {event}\ndata: {_encode(data)}\n\n".encode("ascii")
+    return f"{head}event: {event}\ndata: {_encode(data)}\nid: {offset}\n\n".encode("ascii")
 
 
 def notice(event: str, data: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,76 @@
+"""Programs that tests of foreign clients need: found, or installed where that may be, or else missed loudly."""
+
+import os
+import shutil
+import subprocess
+import warnings
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+NODE = Path(__file__).parent / "node"
+INSTALL_SECONDS_MAX = 600
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chromium-headless-shell")
+
+
+def chromium() -> str:
+    """The path of a Chromium; skips the test where there is none and none can be had."""
+    return _program(BROWSERS, ("chromium",))
+
+
+def node_folder() -> Path:
+    """A folder whose `node_modules` are those of the lock file; skips the test where node or npm cannot be had."""
+    _program(("node",), ("nodejs", "npm"))
+    _program(("npm",), ("nodejs", "npm"))
+    _install_modules()
+    return NODE
+
+
+@cache
+def _install_modules() -> None:
+    lock, stamp = NODE / "package-lock.json", NODE / "node_modules" / ".package-lock.json"
+    if stamp.is_file() and stamp.stat().st_mtime >= lock.stat().st_mtime:
+        return
+    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    ran = subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX)
+    if ran.returncode:
+        _missing(f"npm ci failed: {ran.stderr[-500:]}", in_ci=True)
+    stamp.touch()
+
+
+def _program(names: tuple[str, ...], packages: tuple[str, ...]) -> str:
+    found = _find(names)
+    if found is None and _may_install():
+        _install(packages)
+        found = _find(names)
+    if found is None:
+        _missing(f"{' or '.join(names)} is not here", in_ci=_may_install())
+    assert found is not None
+    return found
+
+
+def _find(names: tuple[str, ...]) -> str | None:
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def _may_install() -> bool:
+    return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+@cache
+def _install(packages: tuple[str, ...]) -> None:
+    """Install Debian packages, waiting for whoever else installs; what fails is found missing afterwards."""
+    options = ["-o", "DPkg::Lock::Timeout=300", "-qq"]
+    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for words in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
+        command = ["apt-get", *options, *words]
+        subprocess.run(command, env=quiet, capture_output=True, timeout=INSTALL_SECONDS_MAX)
+
+
+def _missing(reason: str, *, in_ci: bool) -> None:
+    """Skip with a warning that stands in the summary; where CI could have had it, fail."""
+    if in_ci and os.environ.get("CI"):
+        pytest.fail(reason)
+    warnings.warn(f"Clients are not tested: {reason}.", stacklevel=2)
+    pytest.skip(reason)
