@@ -171,7 +171,7 @@ def test_a_key_that_is_wrong_is_401_in_the_words_of_any_other_token(server: Serv
     program.token = made(owner)["key"][:-1] + "!"
     answer = program.http.get("/api/credits/balance", headers=program.headers())
     assert (answer.status_code, answer.json()["code"]) == (401, "api_key_refused")
-    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["www-authenticate"] == 'Bearer error="invalid_token"'
     program.close()
 
 

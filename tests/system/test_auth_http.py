@@ -114,12 +114,14 @@ def test_who_signs_up_can_log_in_and_is_an_enduser(client: TestClient) -> None:
         assert (user["email"], user["isVerified"]) == ("alice@example.org", False)
 
 
-def test_a_name_or_address_that_is_taken_is_400(client: TestClient) -> None:
+def test_a_name_and_an_address_that_are_taken_are_400_in_the_same_words(client: TestClient) -> None:
     signed_up(client)
     body = {"username": "Alice", "email": "new@example.org", "password": PASSWORD}
-    assert refused(client.post("/api/auth/signup", json=body), 400, "username_taken")["error"] == "USERNAME_TAKEN"
+    name = refused(client.post("/api/auth/signup", json=body), 400, "username_taken")
     body = {"username": "other", "email": "ALICE@example.org", "password": PASSWORD}
-    refused(client.post("/api/auth/signup", json=body), 400, "email_taken")
+    address = refused(client.post("/api/auth/signup", json=body), 400, "username_taken")
+    assert name["error"] == "USERNAME_TAKEN"
+    assert name["message"] == address["message"]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_the_cookies_are_out_of_reach_of_scripts_and_other_sites(app: FastAPI, s
         assert set(cookies) == {"accessToken", "refreshToken"}
         for cookie in cookies.values():
             assert "HttpOnly" in cookie
-            assert "SameSite=lax" in cookie
+            assert "SameSite=strict" in cookie
             assert ("Secure" in cookie) == secure
         assert "Path=/api/auth;" in cookies["refreshToken"]
         assert answer.headers["cache-control"] == "no-store"

@@ -26,13 +26,14 @@ from parshall.accounting.pricing import PriceVersion
 from parshall.accounting.service import ENTRIES_PER_PAGE_MAX, Accounting
 from parshall.accounting.wire import balance_wire, changed_wire, entry_wire, grant_wire, price_wire, rendered
 from parshall.accounting.wire_organisations import standing_wire
+from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.clock import instant
 from parshall.kernel.credits import text, wire
 from parshall.kernel.http import Admin, Supervisor, User
 from parshall.kernel.ids import UserId
 from parshall.kernel.tokens import Principal
 
-router = APIRouter(prefix="/api", tags=["accounting"])
+router = APIRouter(prefix="/api", tags=["accounting"], route_class=StrictRoute)
 router.include_router(streams)
 router.include_router(usage)
 router.include_router(organisations)

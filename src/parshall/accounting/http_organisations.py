@@ -24,6 +24,7 @@ from parshall.accounting.organisations import MEMBERS_PER_PAGE_MAX, ORGANISATION
 from parshall.accounting.service import ENTRIES_PER_PAGE_MAX, Accounting
 from parshall.accounting.wire import balance_wire, changed_wire, entry_wire, grant_wire, rendered
 from parshall.accounting.wire_organisations import member_wire, membership_wire, of_group, organisation_wire
+from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.credits import text
 from parshall.kernel.errors import NotFound
 from parshall.kernel.http import Supervisor, User, WireModel
@@ -33,7 +34,7 @@ from parshall.kernel.tokens import Principal, Role
 PER_PAGE_DEFAULT = 100
 _ID_MAX = 2**63 - 1
 
-router = APIRouter(prefix="/organisations")
+router = APIRouter(prefix="/organisations", route_class=StrictRoute)
 
 Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="the organisation's id")]
 AfterEntry = Annotated[int, Query(alias="after", ge=0, le=_ID_MAX, description="the last entry already seen")]

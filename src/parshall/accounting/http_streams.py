@@ -9,6 +9,7 @@ from parshall.accounting.edge import OPEN, Ledger, OnBehalfOf, Settler
 from parshall.accounting.model import Reservation, UnknownReservation
 from parshall.accounting.service import Accounting
 from parshall.accounting.wire import receipt_wire, session_wire, slice_wire
+from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.clock import rfc3339
 from parshall.kernel.credits import wire
 from parshall.kernel.errors import Invalid
@@ -21,7 +22,7 @@ from parshall.kernel.tokens import Role
 MINUTES_DEFAULT = 5
 MINUTES_MAX = 60 * 24 * 30
 
-router = APIRouter(prefix="/streaming-sessions")
+router = APIRouter(prefix="/streaming-sessions", route_class=StrictRoute)
 
 Minutes = Annotated[int, Query(ge=1, le=MINUTES_MAX)]
 

@@ -11,6 +11,7 @@ from parshall.accounting.bodies_usage import RecordBody, Since, Until
 from parshall.accounting.edge import OPEN, Key, Ledger, OnBehalfOf, Settler, json_text, once_of
 from parshall.accounting.service import Accounting
 from parshall.accounting.wire import rendered
+from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.clock import rfc3339
 from parshall.kernel.credits import wire
 from parshall.kernel.errors import Invalid
@@ -18,7 +19,7 @@ from parshall.kernel.headers import USER_ID_HEADER
 from parshall.kernel.http import Admin, Supervisor, User
 from parshall.kernel.ids import UserId
 
-router = APIRouter(prefix="/usage")
+router = APIRouter(prefix="/usage", route_class=StrictRoute)
 
 From = Annotated[Since | None, Query(alias="startDate", description="a date or date-time; 30 days before the end")]
 To = Annotated[Until | None, Query(alias="endDate", description="a date, included, or a date-time, excluded; now")]

@@ -20,7 +20,7 @@ from parshall.accounting.http import router as accounting_router
 from parshall.accounting.service import Accounting
 from parshall.app.config import Settings
 from parshall.app.local import Parts, local, open_database, prepare_home
-from parshall.app.page import DOCTOR_HEADERS, DOCTOR_PAGE, browser_file, guide, home_page
+from parshall.app.page import DOCTOR_HEADERS, DOCTOR_PAGE, HOME_POLICY, api_page, browser_file, guide, home_page
 from parshall.app.people import Users
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
@@ -137,7 +137,8 @@ def application(built: System) -> ASGIApp:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    patch_fastapi(app, redirect_from_root_to_docs=False)  # /docs from files of ours: it must work offline
+    _add_pages(app)
+    patch_fastapi(app, redirect_from_root_to_docs=False)  # its files for /docs: it must work offline
     app.state.auth = built.parts.auth
     app.state.accounting = built.parts.accounting
     app.state.chat = built.chat
@@ -154,11 +155,19 @@ def application(built: System) -> ASGIApp:
     return Edge(app, allowed_origins=built.settings.allowed_origins, limit=built.limit)
 
 
-def _add_operations(app: FastAPI, built: System) -> None:
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def home() -> str:
-        return home_page(version=__version__)
+def _add_pages(app: FastAPI) -> None:
+    page, policy = api_page()
 
+    @app.get("/", include_in_schema=False)
+    async def home() -> HTMLResponse:
+        return HTMLResponse(home_page(version=__version__), headers={"Content-Security-Policy": HOME_POLICY})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+
+def _add_operations(app: FastAPI, built: System) -> None:
     @app.get("/documentation/{name}", response_class=PlainTextResponse, include_in_schema=False)
     async def documentation(name: str) -> str:
         text = guide(name)

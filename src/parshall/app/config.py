@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from parshall.accounting.signing import read_secrets
+from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS
 from parshall.auth.mail import check_sender, post_of
 from parshall.chat.streams.address import Address
 from parshall.kernel.errors import StartupError
@@ -122,6 +123,12 @@ class Settings(BaseSettings):
     )
     reader_buffer_bytes: int = Field(
         65_536, ge=4096, le=16_777_216, description="Most bytes that wait in memory for a reader that is behind."
+    )
+    request_head_seconds: float = Field(
+        HEAD_SECONDS, gt=0, le=3600, description="How long the header of a request may take to arrive, in seconds."
+    )
+    request_body_seconds: float = Field(
+        BODY_SECONDS, gt=0, le=3600, description="How long its body may take after that, in seconds."
     )
     stream_retention_hours: float = Field(
         24, gt=0, description="How long the log of an ended stream is kept, in hours."

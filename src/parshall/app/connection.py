@@ -5,8 +5,7 @@ import socket
 import struct
 from typing import ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS, Arrival
 from parshall.kernel.telemetry import log
 
 _UNSENT_MAX: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
@@ -15,8 +14,8 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 _logger = log("http")
 
 
-class Connection(HttpToolsProtocol):
-    """uvicorn's connection, cut when its client takes less than `buffer_bytes` in `stall_seconds` while more waits.
+class Connection(Arrival):
+    """A connection that is cut when its client takes less than `buffer_bytes` in `stall_seconds` while more waits.
 
     Only the transport can do that: a response that fails lets uvicorn close the connection, and closing waits for
     the very bytes that nobody reads. A reader that was cut resumes; what it had not read is in the stream's log.
@@ -85,6 +84,18 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
 
-def connections(*, stall_seconds: float, buffer_bytes: int) -> type[Connection]:
+def connections(
+    *,
+    stall_seconds: float,
+    buffer_bytes: int,
+    head_seconds: float = HEAD_SECONDS,
+    body_seconds: float = BODY_SECONDS,
+) -> type[Connection]:
     """The class of a server's connections, as uvicorn takes it."""
-    return type("BoundConnection", (Connection,), {"stall_seconds": stall_seconds, "buffer_bytes": buffer_bytes})
+    bound = {
+        "stall_seconds": stall_seconds,
+        "buffer_bytes": buffer_bytes,
+        "head_seconds": head_seconds,
+        "body_seconds": body_seconds,
+    }
+    return type("BoundConnection", (Connection,), bound)

@@ -1,6 +1,14 @@
-"""The plain page at `/`, what runs here and where to go, and the doctor's half that runs in a browser."""
+"""The pages for people: `/` with what runs here, the API at `/docs`, the doctor in a browser; what each may load."""
 
+import base64
+import hashlib
+import re
 from pathlib import Path
+
+from fastapi.openapi.docs import get_swagger_ui_html
+
+HOME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
+_INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 _ORDER = (
     "RECORDING.md",
@@ -57,6 +65,29 @@ def home_page(*, version: str) -> str:
         f'<a href="/documentation/{name}">{name.removesuffix(".md").lower()}</a>' for name in guides_here()
     )
     return _PAGE.format(version=version, guides=guides)
+
+
+def api_page() -> tuple[str, str]:
+    """The API documentation as HTML, and its policy: scripts of this server alone, and the one in the page.
+
+    Its addresses are paths, so that it says nothing that the request's Host said.
+    """
+    page = bytes(
+        get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Parshall: the API",
+            swagger_js_url="/swagger/swagger-ui-bundle.js",
+            swagger_css_url="/swagger/swagger-ui.css",
+            swagger_favicon_url="/swagger/favicon-32x32.png",
+            swagger_ui_parameters={"tryItOutEnabled": True, "filter": True, "displayRequestDuration": True},
+        ).body
+    ).decode()
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _INLINE.findall(page))
+    scripts = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return page, (
+        f"default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 def guides_here() -> list[str]:

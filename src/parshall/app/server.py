@@ -136,8 +136,12 @@ def _config(built: compose.System) -> uvicorn.Config:
     return uvicorn.Config(
         compose.application(built),
         http=connections(
-            stall_seconds=built.settings.reader_stall_seconds, buffer_bytes=built.settings.reader_buffer_bytes
+            stall_seconds=built.settings.reader_stall_seconds,
+            buffer_bytes=built.settings.reader_buffer_bytes,
+            head_seconds=built.settings.request_head_seconds,
+            body_seconds=built.settings.request_body_seconds,
         ),
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -5,7 +5,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from parshall.kernel.clock import DAY
-from parshall.kernel.errors import Conflict, Invalid, Unauthenticated
+from parshall.kernel.errors import Conflict, Invalid, TokenRefused
 from parshall.kernel.ids import UserId
 from parshall.kernel.tokens import API_KEY_PREFIX, KEY_SCOPES
 
@@ -91,7 +91,7 @@ class TooManyKeys(Conflict):
     default = f"You have {PER_USER_MAX} API keys already; revoke one that is not used any more."
 
 
-class ApiKeyRefused(Unauthenticated):
+class ApiKeyRefused(TokenRefused):
     """A key that is unknown, wrong, expired or revoked: one answer for all, so that keys cannot be probed."""
 
     code = "api_key_refused"

@@ -11,16 +11,18 @@ from parshall.auth.mailed import Purpose
 from parshall.auth.model import Session
 from parshall.auth.service import REFRESH_SECONDS
 from parshall.auth.wire import client_credentials, discovery, export_document, user_document
+from parshall.kernel.bodies import StrictRoute
+from parshall.kernel.browsers import check_same_origin, is_secure
 from parshall.kernel.errors import Unauthenticated
 from parshall.kernel.http import WireModel, current_principal
 from parshall.kernel.scopes import opens_to
 from parshall.kernel.tokens import API_KEY_PREFIX, PROFILE_SCOPE
 
-router = APIRouter(prefix="/api", tags=["auth"])
+router = APIRouter(prefix="/api", tags=["auth"], route_class=StrictRoute)
 router.include_router(administration)
 router.include_router(api_keys)
 router.include_router(mail)
-wellknown = APIRouter(tags=["auth"])
+wellknown = APIRouter(tags=["auth"], route_class=StrictRoute)
 
 ACCESS_COOKIE = "accessToken"
 REFRESH_COOKIE = "refreshToken"
@@ -107,12 +109,12 @@ async def logout_all(caller: Present, response: Response, auth: Service) -> Docu
 
 
 def _granted(request: Request, response: Response, session: Session, message: str) -> Document:
-    secure = request.url.scheme == "https"
+    secure = is_secure(request)
     for name, value, seconds, path in (
         (ACCESS_COOKIE, session.access_token, session.expires_in, "/"),
         (REFRESH_COOKIE, session.refresh_token, REFRESH_SECONDS, REFRESH_PATH),
     ):
-        response.set_cookie(name, value, max_age=seconds, path=path, secure=secure, httponly=True, samesite="lax")
+        response.set_cookie(name, value, max_age=seconds, path=path, secure=secure, httponly=True, samesite="strict")
     return {
         "message": message,
         "accessToken": session.access_token,
@@ -124,12 +126,17 @@ def _granted(request: Request, response: Response, session: Session, message: st
 
 
 def _forget(response: Response) -> None:
-    response.delete_cookie(ACCESS_COOKIE, path="/", httponly=True, samesite="lax")
-    response.delete_cookie(REFRESH_COOKIE, path=REFRESH_PATH, httponly=True, samesite="lax")
+    response.delete_cookie(ACCESS_COOKIE, path="/", httponly=True, samesite="strict")
+    response.delete_cookie(REFRESH_COOKIE, path=REFRESH_PATH, httponly=True, samesite="strict")
 
 
 def _refresh_token(request: Request, body: RefreshBody | None) -> str | None:
-    return (body and body.refresh_token) or request.cookies.get(REFRESH_COOKIE)
+    """The refresh token in the body, else in the cookie. Raises CrossSite where only another site's page sends it."""
+    if body and body.refresh_token:
+        return body.refresh_token
+    if (token := request.cookies.get(REFRESH_COOKIE)) is not None:
+        check_same_origin(request)
+    return token
 
 
 # ── The own profile ─────────────────────────────────────────────────────────────────────────────────────────────────

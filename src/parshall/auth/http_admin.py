@@ -9,11 +9,12 @@ from parshall.auth import model
 from parshall.auth.edge import Administrator, Document, NewPassword, Reader, Service, SignupBody
 from parshall.auth.model import NewUser
 from parshall.auth.wire import export_document, outcome_document, user_document
+from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.errors import NotFound, ParshallError
 from parshall.kernel.http import WireModel
 from parshall.kernel.tokens import Role
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 
 class NewPasswordBody(WireModel):

@@ -6,11 +6,12 @@ from fastapi import APIRouter
 
 from parshall.auth.edge import Document, Present, Service
 from parshall.auth.wire import key_document
+from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.clock import instant
 from parshall.kernel.http import WireModel
 from parshall.kernel.tokens import KEY_SCOPES
 
-router = APIRouter(prefix="/auth/api-keys")
+router = APIRouter(prefix="/auth/api-keys", route_class=StrictRoute)
 
 
 class KeyBody(WireModel):

@@ -4,9 +4,10 @@ from fastapi import APIRouter, Request
 
 from parshall.auth.edge import Document, Email, NewPassword, Service, network_address
 from parshall.auth.mailed import Purpose
+from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.http import WireModel
 
-router = APIRouter(prefix="/auth")
+router = APIRouter(prefix="/auth", route_class=StrictRoute)
 
 _ON_ITS_WAY = "If a user has this address, a message is on its way to it."
 

@@ -5,7 +5,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from parshall.kernel.errors import Conflict, Invalid, Unauthenticated
+from parshall.kernel.errors import Conflict, Invalid, TokenRefused, Unauthenticated
 from parshall.kernel.ids import UserId
 from parshall.kernel.tokens import Role
 
@@ -131,6 +131,9 @@ class UnfitPassword(Invalid):
     default = f"A password has at least {PASSWORD_CHARS_MIN} characters and at most {PASSWORD_BYTES_MAX} bytes."
 
 
+EITHER_TAKEN = "That username or e-mail address is taken; choose another."
+
+
 class UsernameTaken(Invalid):
     """Another user has this name, in whatever case."""
 
@@ -187,7 +190,7 @@ class RefreshRefused(Unauthenticated):
     default = "This session is over; log in again."
 
 
-class SessionOver(Unauthenticated):
+class SessionOver(TokenRefused):
     """The access token is valid and the login that it stems from has ended."""
 
     code = "session_over"
@@ -195,7 +198,7 @@ class SessionOver(Unauthenticated):
     default = "The session of this access token has ended; log in again."
 
 
-class UserGone(Unauthenticated):
+class UserGone(TokenRefused):
     """The access token is valid and its user no longer exists."""
 
     code = "user_gone"

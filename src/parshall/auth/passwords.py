@@ -122,6 +122,15 @@ class LoginThrottle:
             self._storage.clear(key)
 
 
+class SignupThrottle(LoginThrottle):
+    """Counts sign-ups that were refused because somebody has the name or address: each tells that there is one."""
+
+    counted = "names and addresses that are taken"
+
+    def __init__(self) -> None:
+        super().__init__(FAILURES_PER_ADDRESS_MAX, FAILURES_PER_ADDRESS_MAX)
+
+
 class MailThrottle(LoginThrottle):
     """Counts letters: those to one e-mail address, whoever asks, and those that one network address asks for."""
 

@@ -14,7 +14,7 @@ from parshall.auth.issuer import digest
 from parshall.auth.mail import Post
 from parshall.auth.mailed import Purpose, SignupClosed
 from parshall.auth.model import Credential, Session, SigningKey, User
-from parshall.auth.passwords import AT_ONCE, LoginThrottle, PasswordHasher
+from parshall.auth.passwords import AT_ONCE, LoginThrottle, PasswordHasher, SignupThrottle
 from parshall.auth.users import Users, found, present
 from parshall.kernel.clock import SECOND, Clock
 from parshall.kernel.database import Database
@@ -60,6 +60,7 @@ class Auth(Users):
         """
         super().__init__(database, issuer=issuer, clock=clock, hasher=hasher, access_seconds=access_seconds)
         self._throttle = LoginThrottle()
+        self._signups = SignupThrottle()
         self._verifying = asyncio.Semaphore(AT_ONCE)
         self.api_keys = ApiKeys(database, issuer=issuer, clock=clock)
         self.correspondence = Correspondence(database, clock=clock, hasher=hasher, post=post, pages=pages)
@@ -86,10 +87,19 @@ class Auth(Users):
         return user
 
     async def sign_up(self, username: str, email: str, password: str, address: str) -> User:
-        """Become a user; the address is asked to be confirmed. Raises SignupClosed, or as create_user."""
+        """Become a user; the address is asked to be confirmed.
+
+        A taken name and a taken address are refused in the same words, and after a while not answered any more.
+        Raises SignupClosed, TooManyRequests, or as create_user.
+        """
         if not self._signup_open:
             raise SignupClosed
-        user = await self.create_user(username, email, password)
+        self._signups.check("", address)
+        try:
+            user = await self.create_user(username, email, password)
+        except (model.UsernameTaken, model.EmailTaken) as error:
+            self._signups.failed("", address)
+            raise model.UsernameTaken(model.EITHER_TAKEN) from error
         self.correspondence.offer(Purpose.VERIFY, user.email, address)
         return user
 

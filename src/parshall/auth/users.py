@@ -109,7 +109,7 @@ class Users(Issuer):
         try:
             return await self._database.write(rename)
         except IntegrityError as error:
-            raise model.UsernameTaken("That username or e-mail address is taken; choose another.") from error
+            raise model.UsernameTaken(model.EITHER_TAKEN) from error
 
     async def set_role(self, who: str, role: Role) -> User:
         """Give a user a role. Raises NotFound, or LastAdmin when nobody could administer afterwards."""
@@ -177,7 +177,7 @@ class Users(Issuer):
         try:
             return await self._database.write(keep)
         except IntegrityError as error:  # two that could not see each other, where writers run side by side
-            raise model.UsernameTaken("That username or e-mail address is taken; choose another.") from error
+            raise model.UsernameTaken(model.EITHER_TAKEN) from error
 
     def _user(self, new: NewUser, *, is_verified: bool) -> User:
         return User(

@@ -10,12 +10,13 @@ from parshall.chat.http_silence import silence_router
 from parshall.chat.http_streams import Asked, ChatService, SessionIdPath, ask_stream, read_to_end, streams_router
 from parshall.chat.model import PER_PAGE_MAX, receipt
 from parshall.chat.ports import ModelCard
+from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.headers import STREAM_ID_HEADER
 from parshall.kernel.http import User, problem
 from parshall.kernel.scopes import opens_to
 from parshall.kernel.tokens import CHAT_SCOPE
 
-router = APIRouter(prefix="/api", tags=["chat"], dependencies=[opens_to(CHAT_SCOPE)])
+router = APIRouter(prefix="/api", tags=["chat"], dependencies=[opens_to(CHAT_SCOPE)], route_class=StrictRoute)
 
 
 @router.post("/chat/sessions", status_code=201)

@@ -14,6 +14,7 @@ from parshall.chat.model import receipt
 from parshall.chat.reader import Reader, Reading
 from parshall.chat.service import Chat
 from parshall.kernel import sse
+from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.errors import Invalid
 from parshall.kernel.headers import STREAM_ID_HEADER, stream_headers
 from parshall.kernel.http import User
@@ -21,7 +22,7 @@ from parshall.kernel.ids import SessionId, StreamId
 from parshall.kernel.telemetry import bind
 from parshall.kernel.tokens import Principal
 
-streams_router = APIRouter(tags=["streams"])
+streams_router = APIRouter(tags=["streams"], route_class=StrictRoute)
 
 OFFSET_MAX = 2**53
 

@@ -13,13 +13,14 @@ from parshall.chat.model import PER_PAGE_MAX
 from parshall.chat.observations import OBSERVATIONS_PER_PAGE_MAX, Observation
 from parshall.chat.observer import Observer
 from parshall.chat.supervision import Supervision
+from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.clock import rfc3339
 from parshall.kernel.errors import ParshallError
 from parshall.kernel.http import Admin, Supervisor
 from parshall.kernel.telemetry import bind, log
 
 _logger = log("observe")
-router = APIRouter(prefix="/api", tags=["supervision"])
+router = APIRouter(prefix="/api", tags=["supervision"], route_class=StrictRoute)
 """Apart from the router of chat, because an API key that may chat must not observe others."""
 
 

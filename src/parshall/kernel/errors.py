@@ -43,6 +43,17 @@ class Unauthenticated(ParshallError):
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"}, **extra)
 
 
+class TokenRefused(Unauthenticated):
+    """A token was presented and does not hold; the challenge says so (RFC 6750 §3.1)."""
+
+    title = "Token refused"
+    default = "The access token does not hold any more; log in again."
+
+    def __init__(self, detail: str | None = None, /, **extra: Any) -> None:
+        super().__init__(detail, **extra)
+        self.headers["WWW-Authenticate"] = 'Bearer error="invalid_token"'
+
+
 class Forbidden(ParshallError):
     """The caller is known and lacks the role or scope."""
 
@@ -76,6 +87,15 @@ class KeyReused(Conflict):
     code = "id_reused"
     title = "Id already used"
     default = "This id was already used for another request; make a new one."
+
+
+class UnsupportedMediaType(ParshallError):
+    """The body is in a form that this path does not read."""
+
+    status = 415
+    code = "unsupported_media_type"
+    title = "Unsupported media type"
+    default = "Send the body as JSON, with Content-Type: application/json."
 
 
 class InsufficientCredits(ParshallError):

@@ -22,6 +22,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parshall.kernel import headers as names
+from parshall.kernel.browsers import SECURITY
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
 from parshall.kernel.ratelimit import REFUSED_CALLER, Pairs, RateLimit
 from parshall.kernel.scopes import check_scope
@@ -33,7 +34,6 @@ BODY_BYTES_MAX = 1024 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,15}\Z")
 _TOO_LARGE = f"The body may have at most {BODY_BYTES_MAX} bytes; send less."
-_ALWAYS = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))
 _logger = log("http")
 
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
@@ -299,7 +299,7 @@ class _Exchange:
         """What is missing is appended, never prepended: on a stream the id header must stay the first (H1)."""
         raw = list(headers)
         own = ((names.REQUEST_ID_HEADER, self.scope["request_id"]), ("Date", formatdate(usegmt=True)))
-        for name, value in (*self.cors, *own, *_ALWAYS, *self.limits):
+        for name, value in (*self.cors, *own, *SECURITY, *self.limits):
             key, wanted = name.encode("latin-1"), value.encode("latin-1")
             there = next((n for n, (given, _) in enumerate(raw) if given.lower() == key.lower()), None)
             if there is None:

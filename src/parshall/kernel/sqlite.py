@@ -185,6 +185,7 @@ def _engine(path: Path, synchronous: str) -> Engine:
         pool_size=READERS_MAX + 1,
         max_overflow=0,
         isolation_level="AUTOCOMMIT",
+        hide_parameters=True,  # they hold password hashes and what people wrote
         connect_args={"check_same_thread": False, "cached_statements": STATEMENTS_PREPARED},
     )
 

@@ -10,10 +10,12 @@ from typing import Any
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
+from joserfc.util import urlsafe_b64decode
 from starlette.requests import Request
 
+from parshall.kernel.bodies import MalformedJson, parsed
 from parshall.kernel.clock import INSTANT_MAX, SECOND, Clock
-from parshall.kernel.errors import Forbidden, Unauthenticated, Unavailable
+from parshall.kernel.errors import Forbidden, TokenRefused, Unavailable
 from parshall.kernel.ids import UserId
 
 ALGORITHM = "Ed25519"
@@ -21,6 +23,7 @@ ALGORITHM = "Ed25519"
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - the media type of RFC 9068 §2.1, not a secret
 AUDIENCE = "parshall"
 TOKEN_BYTES_MAX = 8192
+_HEADER = frozenset({"alg", "kid", "typ"})
 VERIFIED_MAX = 10_000
 KEYS_REFRESH_SECONDS_MIN = 10
 KEYS_REFRESH_SECONDS_MAX = 300
@@ -40,7 +43,7 @@ KEY_SCOPES = frozenset({CHAT_SCOPE, CREDITS_SCOPE, PROFILE_SCOPE})
 KeySource = Callable[[], Awaitable[KeySet]]
 """Fetches the public keys that are in force."""
 Exchange = Callable[[str, str], Awaitable[str]]
-"""An access token for an API key that came from a network address. Raises Unauthenticated or TooManyRequests."""
+"""An access token for an API key that came from a network address. Raises TokenRefused or TooManyRequests."""
 
 
 class Role(StrEnum):
@@ -85,10 +88,14 @@ class Principal:
 
 
 def presented_token(request: Request) -> str:
-    """The access token that a request presents, as a header or as a cookie; empty without one."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    """The access token that a request presents, as a header or as a cookie; empty without one.
+
+    Two headers are one that holds no token (RFC 9110 §5.3), and not a choice between two.
+    """
+    given = ", ".join(request.headers.getlist("authorization"))
+    scheme, _, token = given.partition(" ")
     token = token.strip() if scheme.lower() == "bearer" else ""
-    if not token and request.method in ("GET", "HEAD"):  # a cookie comes along uncalled: it must not change anything
+    if not given and request.method in ("GET", "HEAD"):  # a cookie comes along uncalled: it must not change anything
         token = request.cookies.get("accessToken", "").strip()
     return token
 
@@ -108,7 +115,7 @@ class TokenVerifier:
         self._verified: OrderedDict[str, tuple[Principal, int]] = OrderedDict()
 
     async def verify(self, token: str, address: str = "") -> Principal:
-        """The principal of a valid token or API key. Raises Unauthenticated, and TooManyRequests for wrong keys.
+        """The principal of a valid token or API key. Raises TokenRefused, and TooManyRequests for wrong keys.
 
         `address` is where the request came from. A signature costs about 0.2 ms, hence the memory; it is bounded and
         forgets the longest unused.
@@ -120,7 +127,7 @@ class TokenVerifier:
             self._verified.move_to_end(token)
             return known[0]
         if len(token) > TOKEN_BYTES_MAX:
-            raise Unauthenticated("The access token is too long; log in again.")
+            raise TokenRefused("The access token is too long; log in again.")
         if self._exchange is not None and token.startswith(API_KEY_PREFIX):
             exchanged, remembered = await self._exchange(token, address), at + API_KEY_REMEMBERED_SECONDS * SECOND
         else:
@@ -137,15 +144,13 @@ class TokenVerifier:
             keys = await self._current_keys(at, refresh=fresh)
             try:
                 decoded = jwt.decode(token, keys, algorithms=[ALGORITHM])
-            except (JoseError, ValueError, TypeError, KeyError) as error:
+            except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 if fresh:
-                    raise Unauthenticated("The access token does not verify; log in again.") from error
+                    raise TokenRefused("The access token does not verify; log in again.") from error
             else:
                 if decoded.header.get("typ") not in (TOKEN_TYPE, f"application/{TOKEN_TYPE}"):
-                    raise Unauthenticated(
-                        "This is not an access token (RFC 9068 §4); send the accessToken of the login."
-                    )
-                return decoded.claims
+                    raise TokenRefused("This is not an access token (RFC 9068 §4); send the accessToken of the login.")
+                return _signed(token)
         raise AssertionError("unreachable: the second pass answers or raises")
 
     async def _current_keys(self, at: int, *, refresh: bool) -> KeySet:
@@ -174,33 +179,51 @@ class TokenVerifier:
         return fetched
 
 
+def _signed(token: str) -> dict[str, Any]:
+    """The claims of a token that verifies, read in the one way there is (RFC 8725 §2.4). Raises TokenRefused.
+
+    What a header says of keys, extensions or nesting is neither needed nor followed (RFC 8725 §3.10, §3.11).
+    """
+    try:
+        header, claims = (parsed(urlsafe_b64decode(part.encode("ascii"))) for part in token.split(".")[:2])
+    except (MalformedJson, ValueError) as error:
+        raise TokenRefused("The access token can be read in two ways; log in again.") from error
+    if not header.keys() <= _HEADER or not isinstance(claims, dict):
+        raise TokenRefused("The access token's header says more than it may; log in again.")
+    return claims
+
+
 def _principal(claims: dict[str, Any], *, issuer: str, at: int) -> tuple[Principal, int]:
-    """The caller that valid claims name, and until when (microseconds). Raises Unauthenticated."""
+    """The caller that valid claims name, and until when (microseconds). Raises TokenRefused."""
     leeway = LEEWAY_SECONDS * SECOND
     expires_at = _seconds(claims, "exp")
     audience = claims.get("aud")
     if claims.get("iss") != issuer:
-        raise Unauthenticated("The access token comes from another issuer; log in here.")
-    if AUDIENCE not in (audience if isinstance(audience, list) else [audience]):
-        raise Unauthenticated("The access token is meant for another audience; log in here.")
+        raise TokenRefused("The access token comes from another issuer; log in here.")
+    if not isinstance(audience, str | list) or AUDIENCE not in ([audience] if isinstance(audience, str) else audience):
+        raise TokenRefused("The access token is meant for another audience; log in here.")
     if expires_at + leeway <= at:
-        raise Unauthenticated("The access token has expired; refresh it or log in again.", reason="token_expired")
+        raise TokenRefused("The access token has expired; refresh it or log in again.", reason="token_expired")
     if _seconds(claims, "iat") > at + leeway or ("nbf" in claims and _seconds(claims, "nbf") > at + leeway):
-        raise Unauthenticated("The access token is not valid yet; check the clocks.")
-    if claims.get("type") != "access" or not isinstance(claims.get("sub"), str) or not claims.get("sub"):
-        raise Unauthenticated("This is not an access token; send the accessToken of the login.")
+        raise TokenRefused("The access token is not valid yet; check the clocks.")
+    if claims.get("type") != "access":
+        raise TokenRefused("This is not an access token; send the accessToken of the login.")
+    if not all(isinstance(claims.get(name), str) and claims[name] for name in ("sub", "jti", "client_id")):
+        raise TokenRefused("The access token lacks a claim that RFC 9068 §2.2 asks for; log in again.")
     return _caller(claims), expires_at + leeway
 
 
 def _caller(claims: dict[str, Any]) -> Principal:
     name, email, scope, session = (claims.get(claim, "") for claim in ("username", "email", "scope", "sid"))
     if not all(isinstance(claim, str) for claim in (name, email, scope, session)):
-        raise Unauthenticated("The access token's claims have the wrong types; log in again.")
+        raise TokenRefused("The access token's claims have the wrong types; log in again.")
     service = claims.get("role") == "service"
+    if service != (claims["client_id"] == claims["sub"]) or service == bool(session):  # RFC 9068 §2.2, RFC 8725 §3.8
+        raise TokenRefused("The access token is neither a user's nor a service's; log in again.")
     try:
         role = Role.ENDUSER if service else Role(str(claims.get("role")))
     except ValueError as error:
-        raise Unauthenticated("The access token names an unknown role; log in again.") from error
+        raise TokenRefused("The access token names an unknown role; log in again.") from error
     return Principal(
         user_id=UserId(claims["sub"]),
         username=name,
@@ -208,7 +231,7 @@ def _caller(claims: dict[str, Any]) -> Principal:
         role=role,
         scopes=frozenset(scope.split()),
         is_service=service,
-        is_limited=not service and str(claims.get("client_id")).startswith(API_KEY_PREFIX),
+        is_limited=not service and claims["client_id"].startswith(API_KEY_PREFIX),
         session_id=session,
     )
 
@@ -216,5 +239,5 @@ def _caller(claims: dict[str, Any]) -> Principal:
 def _seconds(claims: dict[str, Any], name: str) -> int:
     value = claims.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 253_402_300_800:
-        raise Unauthenticated(f"The access token's claim {name} is missing or not a time; log in again.")
+        raise TokenRefused(f"The access token's claim {name} is missing or not a time; log in again.")
     return int(value * SECOND)
