@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,11 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployed(provider: str) -> Iterator[Deployment]:
-    """Run Parshall in front of an OpenAI-compatible `provider`, all else but one user's limits as it is by default."""
+def deployed(provider: str, settings: Mapping[str, str] | None = None) -> Iterator[Deployment]:
+    """Run Parshall in front of an OpenAI-compatible `provider`.
+
+    All else but one user's limits and what `settings` add to the environment is as it is by default.
+    """
     with tempfile.TemporaryDirectory(prefix="parshall-bench-") as home:
         environment = {
             "PARSHALL_HOME_DIR": home,
@@ -42,6 +45,7 @@ def deployed(provider: str) -> Iterator[Deployment]:
             "PARSHALL_ACCESS_TOKEN_SECONDS": "3600",
             "PARSHALL_MAX_STREAMS_PER_USER": "1000",  # one user makes the whole load
             "PARSHALL_REQUESTS_PER_MINUTE": "1000000",
+            **(settings or {}),
         }
         with running(_START, environment=environment) as process:
             yield Deployment(process=process, token=asyncio.run(_user_with_credits(process.url)))

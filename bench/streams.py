@@ -22,6 +22,10 @@ from deployment import Deployment, deployed
 from load import Request, Run, run
 from processes import BENCH, Process, running
 
+sys.path.insert(0, str(BENCH.parent))
+
+from tests.valkey import Valkey
+
 WARM_UP_STREAMS = 20
 
 
@@ -66,7 +70,7 @@ class Target:
             ramp_seconds=scenario.ramp_seconds,
             measured=self.process,
         )
-        return _figures(made, scenario, metered=self.name == "parshall")
+        return _figures(made, scenario, metered=self.name.startswith("parshall"))
 
 
 def _figures(made: Run, scenario: Scenario, *, metered: bool) -> dict[str, Any]:
@@ -122,7 +126,23 @@ def _turns(deployment: Deployment, model: str, count: int) -> list[Request]:
     ]
 
 
-def one_round(scenarios: Sequence[Scenario], targets: Sequence[str], number: int) -> list[dict[str, Any]]:
+def _parshall(stack: ExitStack, name: str, provider: str, against: Path | None) -> Target:
+    """A deployment for the block, as the target's name says it: `parshall[-valkey][-before]`."""
+    settings: dict[str, str] = {}
+    if "-valkey" in name:
+        server = stack.enter_context(Valkey.start(durable=False))
+        server.ask("CONFIG", "SET", "appendonly", "yes")  # with fsync every second, as its guide has it
+        settings["PARSHALL_STREAM_LOG_URL"] = server.url
+    if name.endswith("-before"):
+        assert against is not None, "--against says where the code to compare with lies"
+        settings["PYTHONPATH"] = str(against.resolve() / "src")
+    deployment = stack.enter_context(deployed(provider, settings))
+    return Target(name=name, process=deployment.process, requests=lambda model, count: _turns(deployment, model, count))
+
+
+def one_round(
+    scenarios: Sequence[Scenario], targets: Sequence[str], number: int, *, against: Path | None = None
+) -> list[dict[str, Any]]:
     """Start the servers, measure every scenario on each of them in turn, stop them."""
     with ExitStack() as stack:
         provider = stack.enter_context(running([str(BENCH / "provider.py")]))
@@ -131,10 +151,7 @@ def one_round(scenarios: Sequence[Scenario], targets: Sequence[str], number: int
         if "passthrough" in targets:
             process = stack.enter_context(running([str(BENCH / "passthrough.py"), base]))
             chosen.append(Target(name="passthrough", process=process, requests=_completions))
-        if "parshall" in targets:
-            deployment = stack.enter_context(deployed(base))
-            requests = lambda model, count: _turns(deployment, model, count)  # noqa: E731
-            chosen.append(Target(name="parshall", process=deployment.process, requests=requests))
+        chosen += [_parshall(stack, name, base, against) for name in targets if name.startswith("parshall")]
         for target in chosen:
             target.measure(_WARM_UP)
         results: list[dict[str, Any]] = []
@@ -152,7 +169,12 @@ def main() -> None:
     names = [scenario.name for scenario in SCENARIOS]
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--scenarios", default=",".join(names), help=f"some of {', '.join(names)}")
-    arguments.add_argument("--targets", default="passthrough,parshall")
+    arguments.add_argument(
+        "--targets",
+        default="passthrough,parshall,parshall-valkey",
+        help="of passthrough, parshall, parshall-valkey, parshall-before, parshall-valkey-before",
+    )
+    arguments.add_argument("--against", type=Path, help="a checkout that the targets named -before run")
     arguments.add_argument("--out", type=Path, help="keep the raw results in this JSON file")
     given = arguments.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whoever ends us ends the servers too
@@ -160,7 +182,7 @@ def main() -> None:
     scenarios = [scenario for scenario in SCENARIOS if scenario.name in wanted]
     results: list[dict[str, Any]] = []
     for number in range(given.rounds):
-        results += one_round(scenarios, given.targets.split(","), number)
+        results += one_round(scenarios, given.targets.split(","), number, against=given.against)
         if given.out:
             given.out.write_text(json.dumps(results, indent=1))
     print(tables.whole(results, scenarios=[scenario.name for scenario in scenarios]))

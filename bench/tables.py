@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 Result = dict[str, Any]
-TARGETS = ("provider", "passthrough", "parshall")
+TARGETS = (
+    *("provider", "passthrough"),
+    *("parshall-before", "parshall", "parshall-valkey-before", "parshall-valkey"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,7 @@ def line(result: Result) -> str:
     """One result while the work goes on."""
     errors = f"  ERRORS {result['errors']}" if result["errors"] else ""
     return (
-        f"round {result['round']}  {result['scenario']:9} {result['target']:12}"
+        f"round {result['round']}  {result['scenario']:9} {result['target']:16}"
         f"{result['events_per_second']:8.0f} events/s  {result['cpu_us_per_event']:8.1f} us/event"
         f"  cpu {result['cpu_share']:4.0%}"
         f"  first event p99 {_number(result['first_event_p99'])}  under way p50 {_number(result['under_way_p50'])}"

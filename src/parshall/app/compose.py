@@ -28,6 +28,7 @@ from parshall.auth.service import Auth
 from parshall.chat.catalog import Catalog
 from parshall.chat.failover import Retries
 from parshall.chat.http import router as chat_router
+from parshall.chat.http_door import Door
 from parshall.chat.http_supervision import router as supervision_router
 from parshall.chat.openings import Limits
 from parshall.chat.peers import NoPeers, Peers
@@ -152,7 +153,7 @@ def application(built: System) -> ASGIApp:
     for router in (auth_router, wellknown_router, accounting_router, chat_router, supervision_router):
         app.include_router(router)
     _add_operations(app, built)
-    return Edge(app, allowed_origins=built.settings.allowed_origins, limit=built.limit)
+    return Edge(Door(app), allowed_origins=built.settings.allowed_origins, limit=built.limit)
 
 
 def _add_pages(app: FastAPI) -> None:

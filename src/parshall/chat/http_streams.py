@@ -27,7 +27,8 @@ streams_router = APIRouter(tags=["streams"], route_class=StrictRoute)
 OFFSET_MAX = 2**53
 
 
-def _service(request: Request) -> Chat:
+async def _service(request: Request) -> Chat:
+    """On the loop, as every dependency: the framework runs one that is not a coroutine in a thread."""
     service: Chat = request.app.state.chat
     return service
 
@@ -72,7 +73,7 @@ async def ask_stream(
     return Asked(stream_id=stream_id, caller=user)
 
 
-def offset_of(
+async def offset_of(
     after: Annotated[str | None, Query(max_length=20)] = None,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> int:

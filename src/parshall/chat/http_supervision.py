@@ -24,7 +24,7 @@ router = APIRouter(prefix="/api", tags=["supervision"], route_class=StrictRoute)
 """Apart from the router of chat, because an API key that may chat must not observe others."""
 
 
-def _service(request: Request) -> Supervision:
+async def _service(request: Request) -> Supervision:
     service: Supervision = request.app.state.supervision
     return service
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    Update,
     bindparam,
     delete,
     func,
@@ -179,7 +181,15 @@ def list_sessions(
 
 def change_session(connection: Connection, session_id: SessionId, **values: object) -> None:
     """Set columns of a chat session."""
-    connection.execute(update(chat_sessions).where(chat_sessions.c.id == session_id).values(**values))
+    bound = {f"new_{name}": value for name, value in values.items()}
+    connection.execute(_changing(tuple(values)), {"session": session_id, **bound})
+
+
+@cache
+def _changing(columns: tuple[str, ...]) -> Update:
+    """Built once for each set of columns, of which there are few."""
+    statement = update(chat_sessions).where(chat_sessions.c.id == bindparam("session"))
+    return statement.values({name: bindparam(f"new_{name}") for name in columns})
 
 
 def remove_session(connection: Connection, session_id: SessionId) -> None:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Annotated, Any
 
 import structlog
@@ -122,6 +123,11 @@ async def _user(principal: Annotated[Principal, Depends(_caller)]) -> Principal:
     return principal
 
 
+async def current_user(request: Request) -> Principal:
+    """The verified caller, who is no service. Raises Unauthenticated and Forbidden."""
+    return await _user(await current_principal(request))
+
+
 def _role(role: Role) -> Callable[[Principal], Awaitable[Principal]]:
     async def check(principal: Annotated[Principal, Depends(_user)]) -> Principal:
         principal.require(role)
@@ -191,6 +197,11 @@ def install_errors(app: FastAPI) -> None:
     async def broken(request: Request, _error: Exception) -> JSONResponse:
         cls = ParshallError
         return problem(request, status=cls.status, code=cls.code, title=cls.title, detail=cls.default)
+
+
+@lru_cache(maxsize=2)
+def _date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 class Edge:
@@ -298,14 +309,15 @@ class _Exchange:
     def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> names.RawHeaders:
         """What is missing is appended, never prepended: on a stream the id header must stay the first (H1)."""
         raw = list(headers)
-        own = ((names.REQUEST_ID_HEADER, self.scope["request_id"]), ("Date", formatdate(usegmt=True)))
+        there = {name.lower(): place for place, (name, _) in reversed(tuple(enumerate(raw)))}
+        own = ((names.REQUEST_ID_HEADER, self.scope["request_id"]), ("Date", _date(int(time.time()))))
         for name, value in (*self.cors, *own, *SECURITY, *self.limits):
             key, wanted = name.encode("latin-1"), value.encode("latin-1")
-            there = next((n for n, (given, _) in enumerate(raw) if given.lower() == key.lower()), None)
-            if there is None:
+            place = there.get(key.lower())
+            if place is None:
                 raw.append((key, wanted))
-            elif key == b"Vary" and wanted not in raw[there][1]:
-                raw[there] = (key, raw[there][1] + b", " + wanted)
+            elif key == b"Vary" and wanted not in raw[place][1]:
+                raw[place] = (key, raw[place][1] + b", " + wanted)
         return raw
 
     async def respond(self, status: int, body: bytes, pairs: list[tuple[str, str]]) -> None:
