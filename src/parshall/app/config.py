@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from parshall.accounting.signing import read_secrets
+from parshall.app.apart import Apart
 from parshall.auth.mail import check_sender, post_of
 from parshall.chat.streams.address import Address
 from parshall.kernel.errors import StartupError
@@ -37,7 +38,7 @@ def default_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "parshall"
 
 
-class Settings(BaseSettings):
+class Settings(Apart, BaseSettings):
     """Every option, with its unit. A file may hold the same names in lower case."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)

@@ -19,8 +19,13 @@ _logger = log("sweeper")
 class Sweeper:
     """Runs passes until it is cancelled; a pass that fails is logged and the next one tries again."""
 
-    def __init__(self, *, streaming: Streaming, accounting: Accounting, clock: Clock, retention_seconds: float) -> None:
-        """Logs of streams that ended more than `retention_seconds` ago are forgotten."""
+    def __init__(
+        self, *, streaming: Streaming | None, accounting: Accounting | None, clock: Clock, retention_seconds: float
+    ) -> None:
+        """For the services that this process serves.
+
+        Logs of streams that ended more than `retention_seconds` ago are forgotten.
+        """
         self._streaming = streaming
         self._accounting = accounting
         self._clock = clock
@@ -40,11 +45,15 @@ class Sweeper:
             passes += 1
 
     async def _pass(self, number: int) -> None:
-        await self._streaming.sweep()
-        await self._accounting.expire_due()
-        await self._accounting.forget_answers()
-        if number % NOTICE_EVERY_SWEEPS == 0:
-            await self._accounting.outbox.announce_expiring()
-        if number % TRIM_EVERY_SWEEPS == 0:
+        trims = number % TRIM_EVERY_SWEEPS == 0
+        if self._streaming is not None:
+            await self._streaming.sweep()
+        if self._accounting is not None:
+            await self._accounting.expire_due()
+            await self._accounting.forget_answers()
+            if number % NOTICE_EVERY_SWEEPS == 0:
+                await self._accounting.outbox.announce_expiring()
+            if trims:
+                await self._accounting.outbox.trim()
+        if self._streaming is not None and trims:
             await self._streaming.trim(closed_before=self._clock() - self._retention)
-            await self._accounting.outbox.trim()
