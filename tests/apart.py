@@ -62,7 +62,7 @@ async def served(*routers: APIRouter, **state: object) -> AsyncIterator[str]:
     app = FastAPI()
     install_errors(app)
     for router in routers:
-        app.include_router(router, prefix="" if router.prefix.startswith("/api") else "/api")
+        app.include_router(router, prefix="" if router.prefix in ("", "/api") else "/api")
     for name, value in ({"verifier": TokenVerifier(_keys, issuer=ISSUER, clock=clock.now)} | state).items():
         setattr(app.state, name, value)
     with socket.socket(proto=socket.IPPROTO_TCP) as bound:  # else asyncio leaves Nagle on, which costs 40 ms an answer
@@ -110,6 +110,12 @@ class Wire:
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
+
+    def cut(self) -> None:
+        """From now on, and for those that are connected: nobody answers."""
+        self.is_cut = True
+        for task in self._open:
+            task.cancel()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -85,7 +85,7 @@ class ServiceTokens:
     def __init__(self, auth: Peer, *, name: str, secret: str) -> None:
         """`name` and `secret` are the service's client credentials at auth (RFC 6749 §4.4)."""
         self._auth = auth
-        self._credentials = aiohttp.BasicAuth(name, secret, encoding="utf-8")
+        self._credentials = {"Authorization": aiohttp.encode_basic_auth(name, secret)}
         self._token = ""
         self._until = 0.0
         self._renew_at = 0.0
@@ -116,7 +116,7 @@ class ServiceTokens:
     async def _renew(self) -> None:
         asked_at, form = time.monotonic(), {"grant_type": "client_credentials"}
         try:
-            granted = await self._auth.call("POST", "/api/auth/token", _Granted, data=form, auth=self._credentials)
+            granted = await self._auth.call("POST", "/api/auth/token", _Granted, data=form, headers=self._credentials)
         except (Unavailable, Refusal) as error:
             _logger.error("no_service_token", reason=str(error))
             self._renew_at = time.monotonic() + (TOKEN_RETRY_SECONDS if self._token else 0)

@@ -92,7 +92,7 @@ class Peer:
     async def call(
         self, method: str, path: str, into: type[T], *, headers: Mapping[str, str] | None = None, **request: Any
     ) -> T:
-        """The answer as `into`; `request` is given to aiohttp (json, data, params, auth).
+        """The answer as `into`; `request` is given to aiohttp (json, data, params).
 
         Raises Refusal for any other answer than a success, Unavailable where none can be had in time.
         """
