@@ -1,4 +1,4 @@
-"""Real processes for system tests: `parshall up` on a free port, and a scripted upstream beside it."""
+"""Real processes for system tests: `parshall up`, whole or split, on free ports, and a scripted upstream beside it."""
 
 import contextlib
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 
 from parshall.kernel.sse import Event, EventParser
 
@@ -22,11 +23,16 @@ ROOT = Path(__file__).parent.parent
 PARSHALL = Path(sys.executable).with_name("parshall")
 ADMIN_PASSWORD = "admin-password"
 START_SECONDS_MAX = 60
+PATHS = {
+    "auth": ("/api/auth", "/api/profile", "/api/change-password", "/api/admin", "/.well-known"),
+    "accounting": ("/api/credits", "/api/streaming-sessions", "/api/usage", "/api/prices", "/api/organisations"),
+}
+"""Which service answers what where they are apart; all else is chat's."""
 
 
 @dataclass(kw_only=True)
 class Server:
-    """One `parshall up`. The same folder again is the next start."""
+    """One `parshall up`, of which `split` makes three processes. The same folder again is the next start."""
 
     home: Path
     settings: dict[str, str] = field(default_factory=dict)
@@ -35,6 +41,9 @@ class Server:
     process: subprocess.Popen[str] | None = None
     url: str = ""
     program: tuple[str, ...] = (str(PARSHALL),)
+    split: bool = False
+    services: dict[str, str] = field(default_factory=dict)
+    """Where each service answers, if they are apart; `url` is chat's then."""
     output: list[str] = field(default_factory=list)
     callers: "list[Caller]" = field(default_factory=list)
 
@@ -44,6 +53,7 @@ class Server:
         return own | {
             "PARSHALL_HOME_DIR": str(self.home),
             "PARSHALL_PORT": str(self.port),
+            **{f"PARSHALL_{name}_PORT": self._port(name) for name in ("AUTH", "ACCOUNTING", "CHAT")},
             "PARSHALL_ADMIN_PASSWORD": ADMIN_PASSWORD,
             "PARSHALL_REQUESTS_PER_MINUTE": "0",  # tests poll faster than any caller may
             "PARSHALL_ANONYMOUS_REQUESTS_PER_MINUTE": "0",
@@ -52,7 +62,7 @@ class Server:
 
     def start(self) -> "Server":
         """Start and wait until it answers; the port stays the same over restarts."""
-        command = [*self.program, "up", *self.arguments]
+        command = [*self.program, "up", *(["--split"] if self.split else []), *self.arguments]
         self.process = subprocess.Popen(
             command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -68,14 +78,35 @@ class Server:
         assert process.stdout is not None
         for line in process.stdout:
             self.output.append(line)
-            if found := re.search(r"listens on (http://\S+)", line):
-                self.url = found[1]
-                listening.set()
+            if found := re.search(r"Parshall (?:(\w+) )?listens on (http://\S+)", line):
+                if found[1]:
+                    self.services[found[1]] = found[2]
+                else:
+                    self.url = found[2]
+                    listening.set()
         process.stdout.close()
 
-    def kill(self) -> None:
-        """kill -9, without a word."""
+    def _port(self, service: str) -> str:
+        return self.services.get(service.lower(), ":0").rpartition(":")[2]
+
+    def child(self, service: str) -> psutil.Process:
+        """The process of a service that is served apart."""
         assert self.process is not None
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while time.monotonic() < deadline:
+            for found in psutil.Process(self.process.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    if found.cmdline()[-2:] == ["serve", service]:
+                        return found
+            time.sleep(0.02)
+        raise AssertionError(f"no process serves {service}")
+
+    def kill(self) -> None:
+        """kill -9 of every process, without a word."""
+        assert self.process is not None
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                child.kill()
         self.process.kill()
         self.process.wait(10)
 
@@ -88,7 +119,7 @@ class Server:
 
     def user(self, name: str = "admin", password: str = ADMIN_PASSWORD) -> "Caller":
         """A logged-in caller."""
-        caller = Caller(self.url)
+        caller = Caller(self.url, services=self.services)
         self.callers.append(caller)
         caller.login(name, password)
         return caller
@@ -104,8 +135,9 @@ class Server:
 class Caller:
     """An HTTP client that says what it expects."""
 
-    def __init__(self, url: str, *, keep_alive: bool = True) -> None:
+    def __init__(self, url: str, *, keep_alive: bool = True, services: Mapping[str, str] | None = None) -> None:
         self.url = url
+        self.services = services or {}
         self.token = ""
         limits = httpx2.Limits(max_keepalive_connections=None if keep_alive else 0)
         self.http = httpx2.Client(base_url=url, timeout=60, limits=limits)
@@ -122,9 +154,13 @@ class Caller:
     def request(
         self, method: str, path: str, body: Any = None, *, expect: int = 200, headers: Mapping[str, str] | None = None
     ) -> Any:
-        answer = self.http.request(method, path, json=body, headers=self.headers(headers))
+        answer = self.http.request(method, self._where(path), json=body, headers=self.headers(headers))
         assert answer.status_code == expect, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
+
+    def _where(self, path: str) -> str:
+        service = next((name for name, paths in PATHS.items() if path.startswith(paths)), "chat")
+        return self.services.get(service, "") + path
 
     def get(self, path: str, *, expect: int = 200, headers: Mapping[str, str] | None = None) -> Any:
         return self.request("GET", path, expect=expect, headers=headers)
@@ -188,9 +224,9 @@ class Caller:
 
 
 @contextlib.contextmanager
-def serving(home: Path, *arguments: str, **settings: str) -> Iterator[Server]:
+def serving(home: Path, *arguments: str, split: bool = False, **settings: str) -> Iterator[Server]:
     """A running server; killed at the end if it still runs."""
-    server = Server(home=home, settings=settings, arguments=arguments)
+    server = Server(home=home, settings=settings, arguments=arguments, split=split)
     server.start()
     try:
         yield server

@@ -2,15 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
+from tests.apart import Signed, served
 from tests.postgres import Engine
 
 from parshall.accounting.changes import Terms
+from parshall.accounting.http_streams import router
 from parshall.accounting.model import (
     BALANCE_MAX,
     BalanceTooLarge,
@@ -22,6 +26,7 @@ from parshall.accounting.model import (
 )
 from parshall.accounting.once import Once
 from parshall.accounting.pricing import Price
+from parshall.accounting.remote import RemoteAccounting
 from parshall.accounting.service import Accounting
 from parshall.chat.ports import Ledger
 from parshall.kernel.clock import DAY, SECOND
@@ -30,6 +35,7 @@ from parshall.kernel.database import Database
 from parshall.kernel.errors import InsufficientCredits, Invalid, KeyReused, NotFound
 from parshall.kernel.ids import StreamId, UserId
 from parshall.kernel.metering import Settlement, Slice, Usage, UsageSource
+from parshall.kernel.peer import Peer
 
 ANN = UserId("ann")
 START = 1_800_000_000 * SECOND
@@ -102,9 +108,11 @@ class World:
         return await self.ledger.settle(stream_id=stream_id, usage=usage, source=UsageSource.COUNTED, outcome=outcome)
 
 
-@pytest.fixture(params=["local"])
-async def world(request: pytest.FixtureRequest, engine: Engine) -> AsyncIterator[World]:
-    assert request.param == "local", "a remote ledger joins here"
+@pytest.fixture(params=["sqlite", "postgres", "over-http"])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """Accounting in this process on every engine, and over HTTP on one: what is behind the wire is the same."""
+    kind = "postgres" if request.param == "postgres" else "sqlite"
+    engine = Engine(kind, tmp_path, request.getfixturevalue("postgres_server") if kind == "postgres" else None)
     database = engine.open("parshall.accounting", clock=lambda: made.at)
     accounting = Accounting(
         database, directory=Nobody(), clock=lambda: made.at, reservation_seconds=RESERVATION_SECONDS
@@ -113,8 +121,15 @@ async def world(request: pytest.FixtureRequest, engine: Engine) -> AsyncIterator
     price = Price(input=MICRO, cached_input=MICRO, output=2 * MICRO, reasoning=2 * MICRO)
     await accounting.prices.put("*", price, set_by="test")
     await accounting.prices.put("free", Price(input=0, cached_input=0, output=0, reasoning=0), set_by="test")
-    yield made
+    async with AsyncExitStack() as stack:
+        if request.param == "over-http":
+            url = await stack.enter_async_context(served(router, accounting=accounting))
+            remote = RemoteAccounting(Peer("accounting", url, tokens=Signed()), clock=lambda: made.at)
+            stack.push_async_callback(remote.close)
+            made.ledger = remote
+        yield made
     await accounting.close()
+    await engine.renew()
 
 
 # ── Reserve ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -381,7 +381,8 @@ def test_running_and_recent_streams_are_listed_for_those_who_may_see_them(site: 
 
 # ── Who may what ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-USERS = ("/credits/balance", "/credits/total-balance", "/credits/statement", "/streaming-sessions/active", "/prices")
+OWN = ("/credits/balance", "/credits/total-balance", "/credits/statement", "/streaming-sessions/active")
+USERS = (*OWN, "/prices")
 SUPERVISORS = (
     ("GET", "/credits/balance/ann"),
     ("GET", "/credits/statement/ann"),
@@ -395,7 +396,7 @@ SUPERVISORS = (
     ("GET", "/streaming-sessions/recent"),
     ("GET", "/streaming-sessions/recent/ann"),
 )
-SERVICES = ("initialize", "extend", "reprice", "finalize", "abort")
+SERVICES = ("initialize", "extend", "reprice", "finalize", "abort", "void")
 BODY = {"userId": "ann", "email": "ann", "credits": 1, "adjustment": 1}
 
 
@@ -422,6 +423,7 @@ def test_users_whatever_their_role_cannot_settle_streams(site: Site) -> None:
         "reprice": {"modelId": "any", "inputTokens": 1, "maxOutputTokens": 1},
         "finalize": {"actualTokens": 0},
         "abort": {},
+        "void": {},
     }
     unscoped = bearer("chat", "service", "other:scope")
     for path in SERVICES:
@@ -432,8 +434,30 @@ def test_users_whatever_their_role_cannot_settle_streams(site: Site) -> None:
 
 
 def test_services_cannot_act_as_users(site: Site) -> None:
-    for path in USERS:
+    for path in OWN:
         assert site.ask("GET", path, site.chat, X_User_ID="u-ann").status_code == 403
+
+
+def test_a_service_that_may_settle_also_sees_prices(site: Site) -> None:
+    assert site.ask("GET", "/prices", site.chat).json() == site.ask("GET", "/prices", site.ann).json()
+    assert site.ask("GET", "/prices", bearer("chat", "service", "auth:read")).status_code == 403
+
+
+def test_a_service_names_a_user_by_id_without_anybody_being_asked(site: Site) -> None:
+    """Chat has verified the token that bears the id: a stream begins although auth is away, and nobody knows the id."""
+    unknown = "0" * 32
+    refused = site.stream("initialize", {"modelId": "any", "estimatedTokens": 1}, X_User_ID=unknown)
+    assert (refused.status_code, refused.json()["availableCredits"]) == (402, 0)
+
+
+def test_giving_a_stream_up_returns_all_and_is_no_error_where_nothing_was_held(site: Site) -> None:
+    site.grant(12)
+    site.open()
+    ended = site.stream("void", {})
+    assert (ended.status_code, ended.json()["refund"]) == (200, 3)
+    assert site.stream("void", {}).json() == ended.json()
+    assert site.stream("void", {"sessionId": TWO}).json() == {"sessionId": TWO, "receipt": None}
+    assert site.balance()["reservedCredits"] == 0
 
 
 def test_a_receipt_of_another_user_is_not_found(site: Site) -> None:

@@ -18,13 +18,14 @@ NAMES = (f"user{number}" for number in itertools.count())
 FRAMING = {"observer", "history-start", "history-end", "observer-end"}
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=["sqlite", "postgres", pytest.param("split", marks=pytest.mark.soak)])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings = {"EMBEDDED_MODEL": "off", "OPENAI_MODELS": "fake,*", "DISCONNECT_GRACE_SECONDS": "0.3"}
     if request.param == "postgres":
         database: postgres.Server = request.getfixturevalue("postgres_server")
         settings["DATABASE_URL"] = database.url(database.create())
-    with upstream() as url, serving(tmp_path_factory.mktemp("home"), OPENAI_BASE_URL=url, **settings) as running:
+    home, split = tmp_path_factory.mktemp("home"), request.param == "split"
+    with upstream() as url, serving(home, split=split, OPENAI_BASE_URL=url, **settings) as running:
         yield running
 
 

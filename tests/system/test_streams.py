@@ -25,9 +25,9 @@ def scripted() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=["sqlite", "postgres", pytest.param("split", marks=pytest.mark.soak)])
 def server(request: pytest.FixtureRequest, scripted: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The whole system, once on files and once on one PostgreSQL database for all services."""
+    """The whole system: on files, on one PostgreSQL database for all services, and as three processes."""
     home = tmp_path_factory.mktemp("home")
     settings = {
         "EMBEDDED_MODEL": "off",
@@ -39,7 +39,7 @@ def server(request: pytest.FixtureRequest, scripted: str, tmp_path_factory: pyte
     if request.param == "postgres":
         database: postgres.Server = request.getfixturevalue("postgres_server")
         settings["DATABASE_URL"] = database.url(database.create())
-    with serving(home, **settings) as running:
+    with serving(home, split=request.param == "split", **settings) as running:
         yield running
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parshall.auth import model
-from parshall.kernel.ids import new_id
+from parshall.kernel.ids import is_user_id, new_id
 
 
 @pytest.mark.parametrize("name", ["abc", "A-b_9", "x" * 30])
@@ -40,7 +40,7 @@ def test_a_password_too_short_too_long_or_not_text_is_unfit(password: str) -> No
 
 @given(st.text())
 def test_no_text_names_a_user_in_more_than_one_way(who: str) -> None:
-    matches = [bool(rule.match(who)) for rule in (model._USER_ID, model._USERNAME, model._EMAIL)]
+    matches = [is_user_id(who), *(bool(rule.match(who)) for rule in (model._USERNAME, model._EMAIL))]
     assert sum(matches) <= 1
     assert (model.handle(who) is not None) == any(matches) or len(who) > model.EMAIL_CHARS_MAX
 

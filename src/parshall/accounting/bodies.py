@@ -302,3 +302,9 @@ class AbortBody(WireModel):
 
     session_id: str
     tokens_generated: Tokens = 0
+
+
+class VoidBody(WireModel):
+    """Give up a stream that produced nothing."""
+
+    session_id: str

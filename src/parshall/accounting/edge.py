@@ -37,10 +37,18 @@ async def _settler(principal: Caller) -> Principal:
     return principal
 
 
+async def _price_reader(principal: Caller) -> Principal:
+    if principal.is_service:
+        principal.require_scope(SETTLE_SCOPE)
+    return principal
+
+
 Ledger = Annotated[Accounting, Depends(_service)]
 Key = Annotated[str | None, Depends(_idempotency_key)]
 Settler = Annotated[Principal, Depends(_settler)]
 """A service that may settle; users cannot, or they would set the price of their own streams."""
+PriceReader = Annotated[Principal, Depends(_price_reader)]
+"""Any user, and a service that shows users what models cost."""
 OPEN = [opens_to(CREDITS_SCOPE)]
 """What a route is declared with that API keys may read."""
 OnBehalfOf = Annotated[Who | None, Header(alias=USER_ID_HEADER, description="the user whom the service acts for")]

@@ -17,7 +17,7 @@ from parshall.accounting.bodies import (
     Who,
 )
 from parshall.accounting.changes import Terms
-from parshall.accounting.edge import OPEN, Key, Ledger, json_text, once_of
+from parshall.accounting.edge import OPEN, Key, Ledger, PriceReader, json_text, once_of
 from parshall.accounting.http_organisations import router as organisations
 from parshall.accounting.http_streams import router as streams
 from parshall.accounting.http_usage import router as usage
@@ -210,7 +210,7 @@ async def remove(body: RemoveBody, accounting: Ledger, caller: Supervisor, key: 
 
 
 @router.get("/prices", dependencies=OPEN)
-async def prices(accounting: Ledger, _user: User) -> dict[str, Any]:
+async def prices(accounting: Ledger, _caller: PriceReader) -> dict[str, Any]:
     """Credits per million tokens, per model: the price in force and those to come. `*` holds for any other model."""
     return {"prices": [price_wire(version) for version in await accounting.prices.all()]}
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from parshall.accounting.bodies import AbortBody, ExtendBody, FinalizeBody, InitializeBody, RepriceBody, Who
+from parshall.accounting.bodies import AbortBody, ExtendBody, FinalizeBody, InitializeBody, RepriceBody, VoidBody, Who
 from parshall.accounting.edge import OPEN, Ledger, OnBehalfOf, Settler
 from parshall.accounting.model import Reservation, UnknownReservation
 from parshall.accounting.service import Accounting
@@ -15,8 +15,9 @@ from parshall.kernel.credits import wire
 from parshall.kernel.errors import Invalid
 from parshall.kernel.headers import USER_ID_HEADER
 from parshall.kernel.http import Admin, Supervisor, User
-from parshall.kernel.ids import StreamId, UserId, parse_stream_id
+from parshall.kernel.ids import StreamId, UserId, is_user_id, parse_stream_id
 from parshall.kernel.metering import Usage, UsageSource
+from parshall.kernel.telemetry import bind
 from parshall.kernel.tokens import Role
 
 MINUTES_DEFAULT = 5
@@ -29,7 +30,9 @@ Minutes = Annotated[int, Query(ge=1, le=MINUTES_MAX)]
 
 async def _owned(accounting: Accounting, session_id: str, named: str | None) -> Reservation:
     """The reservation; one of another user than the service names answers as if it did not exist."""
-    reservation = await accounting.receipt(parse_stream_id(session_id))
+    stream_id = parse_stream_id(session_id)
+    bind(stream=stream_id)
+    reservation = await accounting.receipt(stream_id)
     owner = reservation.user_id
     if named is not None and named != owner and await accounting.directory.resolve(named) != owner:
         raise UnknownReservation
@@ -47,7 +50,9 @@ async def initialize(
     if named is None:
         raise Invalid(f"Name the user whose credits are reserved in the header {USER_ID_HEADER}.")
     stream_id = parse_stream_id(body.session_id)
-    user_id = await accounting.directory.resolve(named)
+    bind(stream=stream_id)
+    # An id names itself: the service has verified the token that bears it, and need not wait for auth.
+    user_id = UserId(named) if is_user_id(named) else await accounting.directory.resolve(named)
     if body.max_output_tokens is None:
         assert body.estimated_tokens is not None
         granted = await accounting.reserve_whole(
@@ -114,6 +119,18 @@ async def abort(
         )
     await accounting.void(stream_id=reservation.id)
     return _ended(await accounting.receipt(reservation.id), charged="partialCredits")
+
+
+@router.post("/void")
+async def void(body: VoidBody, accounting: Ledger, _service_token: Settler, named: OnBehalfOf = None) -> dict[str, Any]:
+    """Return everything that is held for a stream; without a receipt where nothing ever was."""
+    stream_id = parse_stream_id(body.session_id)
+    try:
+        await _owned(accounting, stream_id, named)
+    except UnknownReservation:
+        return {"sessionId": stream_id, "receipt": None}
+    await accounting.void(stream_id=stream_id)
+    return _ended(await accounting.receipt(stream_id), charged="actualCredits")
 
 
 async def _settled(

@@ -31,7 +31,7 @@ from parshall.accounting.repriced import Repricing
 from parshall.accounting.usage import UsageRecords
 from parshall.kernel.clock import MINUTE, Clock
 from parshall.kernel.credits import Credits
-from parshall.kernel.database import Database
+from parshall.kernel.database import Database, answers
 from parshall.kernel.ids import StreamId, UserId
 from parshall.kernel.metering import Settlement, Slice, Usage, UsageSource
 
@@ -81,6 +81,10 @@ class Accounting:
     async def start(self) -> None:
         """Make what a new deployment needs: default prices."""
         await self.prices.start()
+
+    async def answer(self) -> None:
+        """Raises unless the books can be read."""
+        await answers(self._database)
 
     async def close(self) -> None:
         """Finish what is under way and close the database."""

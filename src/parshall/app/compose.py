@@ -1,13 +1,11 @@
 """The one place that knows every service: builds them from the settings and joins them into an ASGI application."""
 
 import asyncio
-import fcntl
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,14 +15,16 @@ from starlette.types import ASGIApp
 
 from parshall import __version__
 from parshall.accounting.http import router as accounting_router
+from parshall.accounting.remote import RemoteAccounting
 from parshall.accounting.service import Accounting
+from parshall.app.apart import ALL, ServiceName
 from parshall.app.config import Settings
-from parshall.app.local import Parts, local, open_database, prepare_home
+from parshall.app.local import only_one_of, open_database, prepare_home
 from parshall.app.page import DOCTOR_HEADERS, DOCTOR_PAGE, HOME_POLICY, api_page, browser_file, guide, home_page
+from parshall.app.parts import Parts, parts_of
 from parshall.app.people import Users
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
-from parshall.auth.service import Auth
 from parshall.chat.catalog import Catalog
 from parshall.chat.failover import Retries
 from parshall.chat.http import router as chat_router
@@ -47,7 +47,8 @@ from parshall.chat.streams.shared import SharedStreamLog
 from parshall.chat.supervision import Supervision
 from parshall.kernel import clock
 from parshall.kernel.credits import wire
-from parshall.kernel.database import Database
+from parshall.kernel.database import Database, answers
+from parshall.kernel.deadlines import Deadlines
 from parshall.kernel.errors import NotFound, StartupError
 from parshall.kernel.http import Edge, install_errors
 from parshall.kernel.ratelimit import RateLimit
@@ -62,14 +63,22 @@ LEASE_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class System:
-    """Everything that one serving process holds."""
+class Chatting:
+    """What a process holds that serves chat."""
 
-    parts: Parts
-    chat: Chat
+    service: Chat
     supervision: Supervision
-    chat_database: Database
+    database: Database
     stream_log: StreamLog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """Everything that one serving process holds; `name` is that of its one service, or of all."""
+
+    name: str
+    parts: Parts
+    chatting: Chatting | None
     verifier: TokenVerifier
     readers: set[Reading]
     limit: RateLimit
@@ -77,49 +86,21 @@ class System:
 
 
 @asynccontextmanager
-async def system(settings: Settings) -> AsyncIterator[System]:
-    """All three services, adopted streams included; on leaving, every stream ends in order. Raises StartupError."""
+async def system(settings: Settings, services: frozenset[ServiceName] = ALL) -> AsyncIterator[System]:
+    """The services, adopted streams included; on leaving, every stream ends in order. Raises StartupError."""
     prepare_home(settings.home_dir)
     async with AsyncExitStack() as stack:
-        if settings.lacking_to_share():
-            stack.enter_context(_only_server_of(settings.home_dir))
-        parts = await stack.enter_async_context(local(settings))
-        database = open_database(settings, "chat")
-        stack.push_async_callback(database.close)
-        owner = uuid.uuid4().hex
-        stream_log, peers = await _stream_log(settings, owner)
-        stack.push_async_callback(stream_log.close)  # streams end it themselves; this is for a start that fails
-        catalog = Catalog(await _providers(settings), fallbacks=_fallbacks(settings))
-        streaming = Streaming(
-            database=database,
-            stream_log=stream_log,
-            peers=peers,
-            owner=owner,
-            ledger=parts.accounting,
-            catalog=catalog,
-            clock=clock.now,
-            limits=_limits(settings),
-        )
-        stack.push_async_callback(streaming.close, drain_seconds=0)
-        await streaming.recover()
-        chat = Chat(
-            database,
-            streaming=streaming,
-            catalog=catalog,
-            clock=clock.now,
-            retention_seconds=settings.stream_retention_hours * 3600,
-        )
-        verifier = _verifier(parts.auth, settings)
+        if ServiceName.CHAT in services and settings.lacking_to_share(services):
+            stack.enter_context(only_one_of(settings.home_dir, "serving"))
+        parts = await stack.enter_async_context(parts_of(settings, services))
+        chatting = await _chatting(settings, parts, stack) if ServiceName.CHAT in services else None
+        verifier = TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now, exchange=parts.exchange)
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)
         yield System(
+            name="parshall" if services == ALL else min(services).value,
             parts=parts,
-            chat=chat,
-            supervision=Supervision(
-                database, chat=chat, stream_log=stream_log, people=Users(parts.auth), clock=clock.now
-            ),
-            chat_database=database,
-            stream_log=stream_log,
+            chatting=chatting,
             verifier=verifier,
             readers=set(),
             limit=_rate_limit(settings, windows, verifier),
@@ -127,10 +108,41 @@ async def system(settings: Settings) -> AsyncIterator[System]:
         )
 
 
+async def _chatting(settings: Settings, parts: Parts, stack: AsyncExitStack) -> Chatting:
+    assert parts.accounting is not None, "chat never goes without"
+    database = open_database(settings, "chat")
+    stack.push_async_callback(database.close)
+    owner = uuid.uuid4().hex
+    stream_log, peers = await _stream_log(settings, owner)
+    stack.push_async_callback(stream_log.close)  # streams end it themselves; this is for a start that fails
+    catalog = Catalog(await _providers(settings), fallbacks=_fallbacks(settings))
+    streaming = Streaming(
+        database=database,
+        stream_log=stream_log,
+        peers=peers,
+        owner=owner,
+        ledger=parts.accounting,
+        catalog=catalog,
+        clock=clock.now,
+        limits=_limits(settings),
+    )
+    stack.push_async_callback(streaming.close, drain_seconds=0)
+    await streaming.recover()
+    chat = Chat(
+        database,
+        streaming=streaming,
+        catalog=catalog,
+        clock=clock.now,
+        retention_seconds=settings.stream_retention_hours * 3600,
+    )
+    supervision = Supervision(database, chat=chat, stream_log=stream_log, people=Users(parts.auth), clock=clock.now)
+    return Chatting(service=chat, supervision=supervision, database=database, stream_log=stream_log)
+
+
 def application(built: System) -> ASGIApp:
-    """The ASGI application over a system, with every service under /api."""
+    """The ASGI application over a system, with its services under /api."""
     app = FastAPI(
-        title="Parshall",
+        title="Parshall" if built.name == "parshall" else f"Parshall {built.name}",
         version=__version__,
         summary="Metered AI streams: login, chat, Server-Sent Events and prepaid credits that never drift.",
         openapi_url="/openapi.json",
@@ -140,20 +152,15 @@ def application(built: System) -> ASGIApp:
     )
     _add_pages(app)
     patch_fastapi(app, redirect_from_root_to_docs=False)  # its files for /docs: it must work offline
-    app.state.auth = built.parts.auth
-    app.state.accounting = built.parts.accounting
-    app.state.chat = built.chat
-    app.state.supervision = built.supervision
     app.state.verifier = built.verifier
     app.state.readers = built.readers
     app.state.allowed_origins = frozenset(built.settings.allowed_origins)
     app.state.on_disconnect = built.settings.on_disconnect
-    app.state.price_of = _Prices(built.parts.accounting).of
     install_errors(app)
-    for router in (auth_router, wellknown_router, accounting_router, chat_router, supervision_router):
-        app.include_router(router)
+    _add_services(app, built)
     _add_operations(app, built)
-    return Edge(Door(app), allowed_origins=built.settings.allowed_origins, limit=built.limit)
+    served: ASGIApp = Door(app) if built.chatting else Deadlines(app)
+    return Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit)
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -166,6 +173,24 @@ def _add_pages(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+
+def _add_services(app: FastAPI, built: System) -> None:
+    parts, routers = built.parts, []
+    if parts.local_auth is not None:
+        app.state.auth = parts.local_auth
+        routers += [auth_router, wellknown_router]
+    if parts.local_accounting is not None:
+        app.state.accounting = parts.local_accounting
+        routers += [accounting_router]
+    if built.chatting is not None:
+        assert parts.accounting is not None
+        app.state.chat = built.chatting.service
+        app.state.supervision = built.chatting.supervision
+        app.state.price_of = _Prices(parts.accounting).of
+        routers += [chat_router, supervision_router]
+    for router in routers:
+        app.include_router(router)
 
 
 def _add_operations(app: FastAPI, built: System) -> None:
@@ -190,7 +215,7 @@ def _add_operations(app: FastAPI, built: System) -> None:
         down = await _down(built)
         body: dict[str, Any] = {
             "status": "unavailable" if down else "ok",
-            "service": "parshall",
+            "service": built.name,
             "version": request.app.version,
             "timestamp": clock.rfc3339(clock.now()),
         }
@@ -202,14 +227,13 @@ def _add_operations(app: FastAPI, built: System) -> None:
     @app.get("/api/version", tags=["operations"])
     async def version() -> dict[str, str]:
         """The version that runs."""
-        return {"service": "parshall", "version": __version__}
+        return {"service": built.name, "version": __version__}
 
 
 async def _down(built: System) -> list[str]:
-    """What keeps this process from serving; empty when nothing does."""
-    down = ["draining"] if built.chat.streaming.draining else []
-    checks = (("chat database", partial(_answers, built.chat_database)), ("stream log", built.stream_log.check))
-    for name, check in checks:
+    """What keeps this process from serving; empty when nothing does. Another service that is away does not."""
+    down = ["draining"] if built.chatting and built.chatting.service.streaming.draining else []
+    for name, check in _checks(built):
         try:
             async with asyncio.timeout(HEALTH_SECONDS_MAX):
                 await check()
@@ -218,14 +242,20 @@ async def _down(built: System) -> list[str]:
     return down
 
 
-async def _answers(database: Database) -> None:
-    await database.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+def _checks(built: System) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
+    if built.parts.local_auth is not None:
+        yield "auth database", built.parts.local_auth.answer
+    if built.parts.local_accounting is not None:
+        yield "accounting database", built.parts.local_accounting.answer
+    if built.chatting is not None:
+        yield "chat database", partial(answers, built.chatting.database)
+        yield "stream log", built.chatting.stream_log.check
 
 
 class _Prices:
     """What a model costs, in the form that the model list shows."""
 
-    def __init__(self, accounting: Accounting) -> None:
+    def __init__(self, accounting: Accounting | RemoteAccounting) -> None:
         self._accounting = accounting
 
     async def of(self, model_id: str) -> dict[str, Any]:
@@ -249,11 +279,6 @@ async def _stream_log(settings: Settings, owner: str) -> tuple[StreamLog, Peers]
     retention_seconds = settings.stream_retention_hours * 3600
     log = SharedStreamLog(engine, clock=clock.now, retention_seconds=retention_seconds)
     return log, SharedPeers(engine, owner=owner, clock=clock.now)
-
-
-def _verifier(auth: Auth, settings: Settings) -> TokenVerifier:
-    exchange = auth.api_keys.access_token
-    return TokenVerifier(auth.key_set, issuer=settings.issuer, clock=clock.now, exchange=exchange)
 
 
 def _limits(settings: Settings) -> Limits:
@@ -305,19 +330,3 @@ def _fallbacks(settings: Settings) -> tuple[str, ...]:
     if settings.fallback_model is None:
         return (MODEL_ID,) if settings.embedded_model else ()
     return settings.fallback_model
-
-
-@contextmanager
-def _only_server_of(home: Path) -> Iterator[None]:
-    """Hold a data folder for one serving process: the local stream log has one producing process by design.
-
-    The lock goes with the process, however it ends. Raises StartupError while another holds it.
-    """
-    with (home / "serving.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StartupError(
-                f"Another Parshall already serves the data folder {home}; stop it or set PARSHALL_HOME_DIR."
-            ) from error
-        yield

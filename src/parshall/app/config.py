@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tomllib
+from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from parshall.accounting.signing import read_secrets
+from parshall.app.apart import Apart
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS
 from parshall.auth.mail import check_sender, post_of
 from parshall.chat.streams.address import Address
@@ -38,7 +40,7 @@ def default_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "parshall"
 
 
-class Settings(BaseSettings):
+class Settings(Apart, BaseSettings):
     """Every option, with its unit. A file may hold the same names in lower case."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -257,11 +259,11 @@ class Settings(BaseSettings):
             raise ValueError("OPENAI_MODELS is set and OPENAI_BASE_URL is not")
         return self
 
-    def lacking_to_share(self) -> list[str]:
-        """Options that would have to be set for several processes to serve the same streams; empty where they can."""
+    def lacking_to_share(self, services: Iterable[str]) -> list[str]:
+        """Options that would have to be set for several processes to serve these together; empty where they can."""
         lacking = []
-        places = (self.auth_database_url, self.accounting_database_url, self.chat_database_url)
-        if not all((place or self.database_url or "").startswith(POSTGRES_URLS) for place in places):
+        places = (getattr(self, f"{service}_database_url") or self.database_url or "" for service in services)
+        if not all(place.startswith(POSTGRES_URLS) for place in places):
             lacking.append(f"{PREFIX}DATABASE_URL=postgresql://…")
         if self.stream_log_url is None:
             lacking.append(f"{PREFIX}STREAM_LOG_URL=valkey://…")

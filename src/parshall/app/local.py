@@ -1,13 +1,14 @@
 """The services that work on records alone, on this machine's data folder: for commands, beside a running server."""
 
+import fcntl
 import os
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from parshall.accounting.announcements import Policy, Topic
-from parshall.accounting.service import Accounting
+from parshall.accounting.service import Accounting, Directory
 from parshall.accounting.signing import read_secrets
 from parshall.accounting.webhook import Webhook, source_of
 from parshall.app.config import POSTGRES_URLS, SQLITE_URL, Settings
@@ -38,29 +39,45 @@ class Parts:
 async def local(settings: Settings) -> AsyncIterator[Parts]:
     """Auth and accounting on this machine's data folder. Raises StartupError."""
     prepare_home(settings.home_dir)
-    async with AsyncExitStack() as stack:
-        auth = Auth(
-            open_database(settings, "auth"),
-            issuer=settings.issuer,
-            clock=clock.now,
-            hasher=PasswordHasher(),
-            access_seconds=settings.access_token_seconds,
-            signup_open=settings.signup,
-            post=_post(settings),
-            pages=settings.pages_url,
-        )
-        stack.push_async_callback(auth.close)
-        accounting = Accounting(
-            open_database(settings, "accounting"),
-            directory=auth,
-            clock=clock.now,
-            reservation_seconds=int(settings.stream_timeout) + RESERVATION_MARGIN_SECONDS,
-            policy=_policy(settings),
-        )
-        stack.push_async_callback(accounting.close)
-        await auth.start()
-        await accounting.start()
+    async with local_auth(settings) as auth, local_accounting(settings, directory=auth) as accounting:
         yield Parts(auth=auth, accounting=accounting)
+
+
+@asynccontextmanager
+async def local_auth(settings: Settings) -> AsyncIterator[Auth]:
+    """Auth on its database. Raises StartupError."""
+    auth = Auth(
+        open_database(settings, "auth"),
+        issuer=settings.issuer,
+        clock=clock.now,
+        hasher=PasswordHasher(),
+        access_seconds=settings.access_token_seconds,
+        signup_open=settings.signup,
+        post=_post(settings),
+        pages=settings.pages_url,
+    )
+    try:
+        await auth.start()
+        yield auth
+    finally:
+        await auth.close()
+
+
+@asynccontextmanager
+async def local_accounting(settings: Settings, *, directory: Directory) -> AsyncIterator[Accounting]:
+    """Accounting on its database. Raises StartupError."""
+    accounting = Accounting(
+        open_database(settings, "accounting"),
+        directory=directory,
+        clock=clock.now,
+        reservation_seconds=int(settings.stream_timeout) + RESERVATION_MARGIN_SECONDS,
+        policy=_policy(settings),
+    )
+    try:
+        await accounting.start()
+        yield accounting
+    finally:
+        await accounting.close()
 
 
 def webhook(settings: Settings) -> Webhook | None:
@@ -101,6 +118,22 @@ def prepare_home(home: Path) -> None:
         raise StartupError(
             f"The data folder {home} cannot be written ({error.strerror}); set PARSHALL_HOME_DIR to one that can."
         ) from error
+
+
+@contextmanager
+def only_one_of(home: Path, what: str) -> Iterator[None]:
+    """Hold a data folder for one process of a kind: the local stream log has one producing process by design.
+
+    The lock goes with the process, however it ends. Raises StartupError while another holds it.
+    """
+    with (home / f"{what}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StartupError(
+                f"Another Parshall already serves the data folder {home}; stop it or set PARSHALL_HOME_DIR."
+            ) from error
+        yield
 
 
 def open_database(settings: Settings, service: str) -> Database:

@@ -1,6 +1,7 @@
 """Who is who for chat, which does not know auth."""
 
 from parshall.auth.model import User
+from parshall.auth.remote import RemoteAuth
 from parshall.auth.service import Auth
 from parshall.chat.supervision import Person
 from parshall.kernel.errors import NotFound
@@ -8,9 +9,9 @@ from parshall.kernel.ids import UserId
 
 
 class Users:
-    """chat.supervision.People over the auth service of this process."""
+    """chat.supervision.People over auth, wherever it is served."""
 
-    def __init__(self, auth: Auth) -> None:
+    def __init__(self, auth: Auth | RemoteAuth) -> None:
         """Asks that service."""
         self._auth = auth
 

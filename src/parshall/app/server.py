@@ -1,4 +1,4 @@
-"""`parshall up`: one process, one port, every service; starts with clear words and ends in order."""
+"""One process that serves every service, or one of them, on one port; starts with clear words and ends in order."""
 
 import asyncio
 import contextlib
@@ -11,12 +11,15 @@ import uvicorn
 import uvloop
 
 from parshall.accounting.delivery import Deliverer
+from parshall.accounting.service import Accounting
 from parshall.app import compose, config
+from parshall.app.apart import ALL, ServiceName, port_of
 from parshall.app.config import Settings
 from parshall.app.connection import connections
-from parshall.app.local import Parts, webhook
+from parshall.app.local import webhook
 from parshall.app.supervise import end_with_parent
 from parshall.app.sweeper import Sweeper
+from parshall.auth.service import Auth
 from parshall.kernel import clock, telemetry
 from parshall.kernel.credits import MICRO, Credits
 from parshall.kernel.errors import NotFound, StartupError
@@ -25,8 +28,8 @@ from parshall.kernel.tokens import Role
 FINISH_SECONDS_MAX = 2.0
 """After the drain time: what interrupting, settling and telling the readers may take."""
 LISTEN_BACKLOG = 2048
-ANNOUNCEMENT = "Parshall listens on"
-"""How the line begins that is printed once a process answers."""
+ANNOUNCEMENT = "listens on"
+"""What stands in the line that is printed once a process answers."""
 
 DEMO_USER = "demo"
 DEMO_PASSWORD = "demo-password"  # noqa: S105 - printed on purpose, on loopback only
@@ -35,19 +38,22 @@ DEMO_DAYS = 30
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def run(settings: Settings, *, demo: bool, descriptor: int | None = None) -> int:
-    """Serve until SIGINT or SIGTERM; the exit code. Raises StartupError when it cannot start.
+def run(
+    settings: Settings, *, service: ServiceName | None = None, demo: bool = False, descriptor: int | None = None
+) -> int:
+    """Serve all, or one service, until SIGINT or SIGTERM; the exit code. Raises StartupError when it cannot start.
 
     `descriptor` is an open socket to listen on, in place of the settings' address.
     """
     json = None if settings.log_format == "auto" else settings.log_format == "json"
-    telemetry.configure(level=settings.log_level, json=json)
+    telemetry.configure(level=settings.log_level, json=json, service=service)
     check_demo(settings, demo=demo)
+    services = ALL if service is None else frozenset({service})
     with (
-        contextlib.closing(_listening(settings, descriptor)) as bound,
+        contextlib.closing(_listening(settings, service, descriptor)) as bound,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_serve(settings, bound, demo=demo))
+        runner.run(_serve(settings, services, bound, demo=demo))
     return 0
 
 
@@ -80,6 +86,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer, and say so."""
         await super().startup(sockets)
+        end_with_parent(lambda: self.handle_exit(signal.SIGTERM, None))
         print(self._announcement, flush=True)  # noqa: T201 - what the operator is waiting for
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -89,7 +96,9 @@ class Server(uvicorn.Server):
         await ending
 
     async def _end_streams(self) -> None:
-        streaming = self._system.chat.streaming
+        if self._system.chatting is None:
+            return
+        streaming = self._system.chatting.service.streaming
         streaming.drain()
         await streaming.end_producers(drain_seconds=self._system.settings.drain_seconds)
         await asyncio.sleep(0)
@@ -97,9 +106,9 @@ class Server(uvicorn.Server):
             reader.interrupt()
 
 
-async def _serve(settings: Settings, bound: socket.socket, *, demo: bool) -> None:
-    async with compose.system(settings) as built:
-        announcement = await _prepare(built.parts, settings, bound, demo=demo)
+async def _serve(settings: Settings, services: frozenset[ServiceName], bound: socket.socket, *, demo: bool) -> None:
+    async with compose.system(settings, services) as built:
+        announcement = await _prepare(built, bound, demo=demo)
         async with _own_tasks(built):
             server = Server(_config(built), built, announcement)
             end_with_parent(lambda: server.handle_exit(signal.SIGTERM, None))
@@ -109,18 +118,19 @@ async def _serve(settings: Settings, bound: socket.socket, *, demo: bool) -> Non
 @contextlib.asynccontextmanager
 async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
     """The sweeper, and what serves a mail server or a webhook where there is one; cancelled and awaited on leaving."""
-    settings, accounting, hook = built.settings, built.parts.accounting, webhook(built.settings)
+    settings, auth, accounting = built.settings, built.parts.local_auth, built.parts.local_accounting
+    hook = None if accounting is None else webhook(settings)
     sweeper = Sweeper(
-        streaming=built.chat.streaming,
+        streaming=None if built.chatting is None else built.chatting.service.streaming,
         accounting=accounting,
         clock=clock.now,
         lease_seconds=settings.lease_seconds,
         retention_seconds=settings.stream_retention_hours * 3600,
     )
     tasks = [asyncio.create_task(sweeper.run(), name="sweeper")]
-    if built.parts.auth.correspondence.is_on:
-        tasks.append(asyncio.create_task(built.parts.auth.correspondence.run(), name="correspondence"))
-    if hook is not None:
+    if auth is not None and auth.correspondence.is_on:
+        tasks.append(asyncio.create_task(auth.correspondence.run(), name="correspondence"))
+    if hook is not None and accounting is not None:
         tasks.append(asyncio.create_task(Deliverer(accounting.outbox, hook).run(), name="deliverer"))
     try:
         yield
@@ -153,42 +163,60 @@ def _config(built: compose.System) -> uvicorn.Config:
     )
 
 
-async def _prepare(parts: Parts, settings: Settings, bound: socket.socket, *, demo: bool) -> str:
+async def _prepare(built: compose.System, bound: socket.socket, *, demo: bool) -> str:
     """Make the first users where they are missing; what to tell the operator."""
-    lines = [f"{ANNOUNCEMENT} {url_of(bound)}"]
+    auth, accounting = built.parts.local_auth, built.parts.local_accounting
+    name = "Parshall" if built.name == "parshall" else f"Parshall {built.name}"
+    lines = [f"{name} {ANNOUNCEMENT} {url_of(bound)}"]
     lines += [f"{name} is not an option of this version and has no effect" for name in config.unknown_variables()]
-    given = settings.admin_password
-    generated = await parts.auth.ensure_admin(given.get_secret_value() if given else None)
-    if generated is not None:
-        lines.append(f"First start: log in as admin with the password {generated} (shown only now)")
-    if demo:
-        await _add_demo_user(parts)
-        lines.append(f"Demo: the user is {DEMO_USER}, the password is {DEMO_PASSWORD}; do not expose this server")
+    if auth is not None:
+        lines += await first_users(auth, built.settings)
+        if accounting is not None and demo:
+            lines += await demo_user(auth, accounting)
     return "\n".join(lines)
 
 
-async def _add_demo_user(parts: Parts) -> None:
-    """A user with credits, once; a demo account that exists keeps what it has."""
+async def first_users(auth: Auth, settings: Settings) -> list[str]:
+    """Make the administrator where there is no user yet; what to tell the operator."""
+    given = settings.admin_password
+    generated = await auth.ensure_admin(given.get_secret_value() if given else None)
+    if generated is None:
+        return []
+    return [f"First start: log in as admin with the password {generated} (shown only now)"]
+
+
+async def demo_user(auth: Auth, accounting: Accounting) -> list[str]:
+    """A user with credits, once; a demo account that exists keeps what it has. What to tell the operator."""
     try:
-        await parts.auth.find_user(DEMO_USER)
+        await auth.find_user(DEMO_USER)
     except NotFound:
-        user = await parts.auth.create_user(DEMO_USER, "demo@localhost", DEMO_PASSWORD, Role.ENDUSER)
-        await parts.accounting.allocate(
+        user = await auth.create_user(DEMO_USER, "demo@localhost", DEMO_PASSWORD, Role.ENDUSER)
+        await accounting.allocate(
             user.id, DEMO_CREDITS, expires_at=clock.now() + DEMO_DAYS * clock.DAY, notes="demo", granted_by="demo"
         )
+    return [f"Demo: the user is {DEMO_USER}, the password is {DEMO_PASSWORD}; do not expose this server"]
+
+
+def shown(host: str) -> str:
+    """The address as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
 
 
 def url_of(bound: socket.socket) -> str:
     """Where that socket is reached."""
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{shown(host)}:{port}"
 
 
-def _listening(settings: Settings, descriptor: int | None) -> socket.socket:
-    return bind(settings.host, settings.port) if descriptor is None else socket.socket(fileno=descriptor)
+def _listening(settings: Settings, service: ServiceName | None, descriptor: int | None) -> socket.socket:
+    if descriptor is not None:
+        return socket.socket(fileno=descriptor)
+    if service is None:
+        return bind(settings.host, settings.port, option="PORT")
+    return bind(settings.host, port_of(settings, service), option=f"{service.upper()}_PORT")
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, option: str) -> socket.socket:
     """A bound socket, before anything else is set up: a busy port must not cost a model load. Raises StartupError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -204,9 +232,9 @@ def bind(host: str, port: int) -> socket.socket:
         bound.close()
         if error.errno == errno.EADDRINUSE:
             raise StartupError(
-                f"Port {port} of {host} is in use; stop the other program or set PARSHALL_PORT."
+                f"Port {port} of {host} is in use; stop the other program or set PARSHALL_{option}."
             ) from error
         raise StartupError(
-            f"Cannot listen on {host}:{port}: {error.strerror}; set PARSHALL_HOST or PARSHALL_PORT."
+            f"Cannot listen on {host}:{port}: {error.strerror}; set PARSHALL_HOST or PARSHALL_{option}."
         ) from error
     return bound

@@ -23,15 +23,16 @@ class Sweeper:
     def __init__(
         self,
         *,
-        streaming: Streaming,
-        accounting: Accounting,
+        streaming: Streaming | None,
+        accounting: Accounting | None,
         clock: Clock,
         lease_seconds: float,
         retention_seconds: float,
     ) -> None:
-        """Passes follow each other several times in `lease_seconds`, within which dead streams are to be adopted.
+        """For the services that this process serves.
 
-        Logs of streams that ended more than `retention_seconds` ago are forgotten.
+        Passes follow each other several times in `lease_seconds`, within which dead streams are to be adopted. Logs of
+        streams that ended more than `retention_seconds` ago are forgotten.
         """
         self._pause = min(SWEEP_SECONDS_MAX, lease_seconds / SWEEPS_PER_LEASE)
         self._streaming = streaming
@@ -53,11 +54,15 @@ class Sweeper:
             passes += 1
 
     async def _pass(self, number: int) -> None:
-        await self._streaming.sweep()
-        await self._accounting.expire_due()
-        await self._accounting.forget_answers()
-        if number % NOTICE_EVERY_SWEEPS == 0:
-            await self._accounting.outbox.announce_expiring()
-        if number % TRIM_EVERY_SWEEPS == 0:
+        trims = number % TRIM_EVERY_SWEEPS == 0
+        if self._streaming is not None:
+            await self._streaming.sweep()
+        if self._accounting is not None:
+            await self._accounting.expire_due()
+            await self._accounting.forget_answers()
+            if number % NOTICE_EVERY_SWEEPS == 0:
+                await self._accounting.outbox.announce_expiring()
+            if trims:
+                await self._accounting.outbox.trim()
+        if self._streaming is not None and trims:
             await self._streaming.trim(closed_before=self._clock() - self._retention)
-            await self._accounting.outbox.trim()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 
+from parshall.app.apart import ServiceName
 from parshall.app.config import PREFIX, Settings
 from parshall.app.server import ANNOUNCEMENT, LISTEN_BACKLOG, bind, check_demo, url_of
 from parshall.app.supervise import Child, parshall, supervise
@@ -15,14 +16,14 @@ SPARE_SECONDS = 5.0
 
 def run(settings: Settings, workers: int, *, demo: bool) -> int:
     """Serve until SIGINT or SIGTERM; the exit code. Raises StartupError where the settings do not let them share."""
-    lacking = settings.lacking_to_share()
+    lacking = settings.lacking_to_share(ServiceName)
     if lacking:
         raise StartupError(
             f"--workers {workers} needs records and streams where every worker reaches them: set "
             f"{' and '.join(lacking)}, or leave --workers out."
         )
     check_demo(settings, demo=demo)
-    with contextlib.closing(bind(settings.host, settings.port)) as bound:
+    with contextlib.closing(bind(settings.host, settings.port, option="PORT")) as bound:
         bound.listen(LISTEN_BACKLOG)
         return asyncio.run(_supervise(settings, workers, bound, demo=demo))
 
@@ -43,7 +44,7 @@ def _worker(settings: Settings, number: int, bound: socket.socket, *, demo: bool
     return Child(
         name=f"worker {number}",
         command=parshall(*arguments, *(["--demo"] if demo and number == 1 else [])),
-        ready=ANNOUNCEMENT,
+        ready=f"Parshall {ANNOUNCEMENT}",
         environment=_counting_together(settings),
         descriptors=(descriptor,),
     )

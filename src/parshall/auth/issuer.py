@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from parshall.auth import keys, model, store
 from parshall.auth.model import Service, ServiceToken, Session, SigningKey, User
 from parshall.kernel.clock import DAY, SECOND, Clock
-from parshall.kernel.database import Database
+from parshall.kernel.database import Database, answers
 from parshall.kernel.errors import NotFound
 
 
@@ -37,6 +37,10 @@ class Issuer:
                 store.insert_key(connection, fresh)
 
         await self._database.write(begin)
+
+    async def answer(self) -> None:
+        """Raises unless the records can be read."""
+        await answers(self._database)
 
     # ── Keys ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

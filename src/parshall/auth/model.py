@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from parshall.kernel.errors import Conflict, Invalid, TokenRefused, Unauthenticated
-from parshall.kernel.ids import UserId
+from parshall.kernel.ids import UserId, is_user_id
 from parshall.kernel.tokens import Role
 
 USERNAME_PATTERN = r"^[a-zA-Z0-9_-]{3,30}$"
@@ -30,7 +30,6 @@ SCOPES = frozenset({SETTLE_SCOPE, READ_SCOPE})
 _USERNAME = re.compile(USERNAME_PATTERN.removesuffix("$") + r"\Z")
 _EMAIL = re.compile(EMAIL_PATTERN.removesuffix("$") + r"\Z")
 _SERVICE_NAME = re.compile(SERVICE_NAME_PATTERN.removesuffix("$") + r"\Z")
-_USER_ID = re.compile(r"[0-9a-f]{32}\Z")
 
 Column = Literal["id", "username_key", "email_key"]
 
@@ -288,7 +287,7 @@ def password_bytes(password: str) -> bytes:
 
 def handle(who: str) -> tuple[Column, str] | None:
     """Which column `who` (an id, a username or an e-mail address) is to be sought in, and as what; None for neither."""
-    if _USER_ID.match(who):
+    if is_user_id(who):
         return "id", who
     if _USERNAME.match(who):
         return "username_key", who.lower()

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from parshall import __version__
+from parshall.app.apart import ServiceName
 from parshall.cli import (
     audit,
     chat,
@@ -21,8 +22,6 @@ from parshall.cli import (
     users,
 )
 from parshall.cli.terminal import Commands, Usage, group
-
-LATER = "comes with a later release; run without it."
 
 app = group("Metered AI streams: login, chat, Server-Sent Events and prepaid credits.", cls=Commands)
 app.add_typer(users.app, name="users")
@@ -68,20 +67,44 @@ def up(
     ] = None,
     descriptor: Annotated[int | None, typer.Option(min=3, hidden=True)] = None,
 ) -> None:
-    """Serve everything on one port until Ctrl-C.
+    """Serve everything on one port until Ctrl-C; with --split auth, accounting and chat on a port each.
 
     Example: parshall up --demo --port 8080
     """
-    if split:
-        raise Usage(f"--split {LATER}")
+    if split and workers > 1:
+        raise Usage("--split and --workers do not go together: run more processes of `parshall serve chat` instead.")
+    if split and port is not None:
+        raise Usage("--split listens on three ports: set PARSHALL_AUTH_PORT, _ACCOUNTING_PORT and _CHAT_PORT.")
     from parshall.app import config as configuration  # the server's imports are heavy: only who serves pays for them
     from parshall.app import server
+    from parshall.app import split as apart
     from parshall.app import workers as several
 
     settings = configuration.load(host=host, port=port)
+    if split:
+        raise typer.Exit(apart.run(settings, demo=demo))
     if workers > 1:
         raise typer.Exit(several.run(settings, workers, demo=demo))
     raise typer.Exit(server.run(settings, demo=demo, descriptor=descriptor))
+
+
+@app.command()
+def serve(
+    service: Annotated[ServiceName, typer.Argument(help="Which service.")],
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: PARSHALL_HOST).")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one (default: that of the service).")
+    ] = None,
+) -> None:
+    """Serve one service until Ctrl-C; the others are found by PARSHALL_AUTH_URL and PARSHALL_ACCOUNTING_URL.
+
+    Example: PARSHALL_SERVICE_SECRET=… parshall serve chat
+    """
+    from parshall.app import config as configuration
+    from parshall.app import server
+
+    settings = configuration.load(host=host, **{f"{service}_port": port})
+    raise typer.Exit(server.run(settings, service=service))
 
 
 @app.command()

@@ -41,6 +41,11 @@ class Database(Protocol):
         ...
 
 
+async def answers(database: Database) -> None:
+    """Raises unless the database gives an answer."""
+    await database.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+
+
 def carry_out(work: Work[T], connection: Connection) -> T:
     """The result of `work`, which may fail with anything."""
     try:

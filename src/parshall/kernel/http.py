@@ -23,6 +23,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parshall.kernel import headers as names
+from parshall.kernel import trace
 from parshall.kernel.browsers import SECURITY
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
 from parshall.kernel.ratelimit import REFUSED_CALLER, Pairs, RateLimit
@@ -222,7 +223,8 @@ class Edge:
         given = headers.get(names.REQUEST_ID_HEADER, "")
         request_id = scope["request_id"] = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        trace_id = trace.begin(headers.get(trace.TRACEPARENT_HEADER, ""))
+        structlog.contextvars.bind_contextvars(request_id=request_id, trace=trace_id)
         exchange = _Exchange(scope, receive, send, cors=names.cors_headers(headers.get("origin"), self._origins))
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             await self._preflight(exchange)

@@ -15,6 +15,10 @@ STREAM_ID_PATTERN = r"^stream-[0-9]{10,13}-[0-9a-f]{8,32}$"
 _STREAM_ID = re.compile(STREAM_ID_PATTERN.removesuffix("$") + r"\Z")
 
 
+USER_ID_PATTERN = r"^[0-9a-f]{32}$"
+_USER_ID = re.compile(USER_ID_PATTERN.removesuffix("$") + r"\Z")
+
+
 class MalformedStreamId(Invalid):
     """A streaming session id that does not match STREAM_ID_PATTERN; it is never echoed."""
 
@@ -42,6 +46,11 @@ def parse_stream_id(text: str) -> StreamId:
     if not _STREAM_ID.match(text):
         raise MalformedStreamId
     return StreamId(text)
+
+
+def is_user_id(who: str) -> bool:
+    """Whether `who` has the form of a user's id, which no username and no e-mail address has."""
+    return _USER_ID.match(who) is not None
 
 
 def new_id() -> str:

@@ -11,8 +11,11 @@ _HIDDEN = ("password", "secret", "token", "authorization", "apikey", "cookie")
 _NUMBERS_KEPT = (int, float, bool, type(None))
 
 
-def configure(*, level: str, json: bool | None) -> None:
-    """Set up logging for this process. `json=None` picks the readable form when standard error is a terminal."""
+def configure(*, level: str, json: bool | None, service: str | None = None) -> None:
+    """Set up logging for this process. `json=None` picks the readable form when standard error is a terminal.
+
+    Every line names `service`, where one is served alone.
+    """
     plain = sys.stderr.isatty() if json is None else not json
     render: Any = structlog.dev.ConsoleRenderer() if plain else structlog.processors.JSONRenderer()
     shared: list[Any] = [
@@ -20,6 +23,7 @@ def configure(*, level: str, json: bool | None) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         hide_secrets,
+        *([] if service is None else [_naming(service)]),
     ]
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, render],
@@ -43,6 +47,13 @@ def hide_secrets(_logger: object, _method: str, entry: MutableMapping[str, Any])
     for name, value in entry.items():
         entry[name] = _hidden(name, value)
     return entry
+
+
+def _naming(service: str) -> Any:
+    def name(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {"service": str(service), **entry}
+
+    return name
 
 
 def _hidden(name: object, value: Any) -> Any:

@@ -1,0 +1,293 @@
+"""Auth, accounting and chat as three processes: the original platform's client, and what holds when one fails."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+from tests.ledgers import check_ledger
+from tests.scripted import Script
+from tests.serving import PARSHALL, Caller, Server, serving, stream_id_of, text_of, tokens_of, upstream
+
+SERVICES = ("auth", "accounting", "chat")
+SETTLING = ("initialize", "extend", "reprice", "finalize", "abort", "void")
+BODY: dict[str, Any] = {
+    "sessionId": "stream-1620847252-00000001",
+    "modelId": "fake",
+    "estimatedTokens": 1,
+    "inputTokens": 1,
+    "maxOutputTokens": 1,
+    "outputTokens": 1,
+    "step": 1,
+    "actualTokens": 0,
+}
+"""Right for every route of SETTLING."""
+SETTINGS = {"EMBEDDED_MODEL": "off", "OPENAI_MODELS": "fake,*"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The three, whatever the tests do to them."""
+    home = tmp_path_factory.mktemp("home")
+    with (
+        upstream() as url,
+        serving(home, "--demo", split=True, OPENAI_BASE_URL=url, DRAIN_SECONDS="0.5", **SETTINGS) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def caller(server: Server, request: pytest.FixtureRequest) -> Iterator[Caller]:
+    made = server.customer(f"user{abs(hash(request.node.name)) % 10**9}")
+    yield made
+    made.close()
+
+
+def records(server: Server) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in server.output if line.startswith("{")]
+
+
+def service_token(url: str, name: str, secret: str) -> str:
+    form = {"grant_type": "client_credentials"}
+    answer = httpx2.post(f"{url}/api/auth/token", data=form, auth=(name, secret))
+    assert answer.status_code == 200, answer.text
+    token: str = answer.json()["access_token"]
+    return token
+
+
+def variable(process: psutil.Process, name: str) -> str:
+    return process.environ()[f"PARSHALL_{name}"]
+
+
+# ── The original platform ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_client_of_the_original_platform_finds_everything_at_three_addresses(server: Server) -> None:
+    auth, accounting, chat = (f"{server.services.get(name, server.url)}/api" for name in SERVICES)
+    with httpx2.Client(timeout=30) as http:
+
+        def ask(method: str, url: str, token: str = "", body: Any = None, expect: int = 200) -> Any:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            answer = http.request(method, url, json=body, headers=headers)
+            assert answer.status_code == expect, f"{method} {url}: {answer.text}"
+            return answer.json()
+
+        def login(name: str, password: str) -> str:
+            token: str = ask("POST", f"{auth}/auth/login", body={"username": name, "password": password})["accessToken"]
+            return token
+
+        admin = login("admin", "admin-password")
+        person = {"username": "original", "email": "original@example.org", "password": "original-password"}
+        user_id = ask("POST", f"{auth}/auth/signup", body=person, expect=201)["userId"]
+        grant = {"email": "original@example.org", "credits": 100}
+        ask("POST", f"{accounting}/credits/allocate-by-email", admin, grant, 201)
+        token = login("original", "original-password")
+        assert ask("POST", f"{accounting}/credits/check", token, {"credits": 100})["sufficient"]
+        assert ask("GET", f"{accounting}/credits/balance", token)["availableCredits"] == 100
+        session = ask("POST", f"{chat}/chat/sessions", token, {"title": "Original"}, 201)["sessionId"]
+        assert ask("GET", f"{chat}/chat/sessions", token)["sessions"][0]["sessionId"] == session
+
+        headers = {"Authorization": f"Bearer {token}", "X-User-ID": user_id}
+        answer = http.post(f"{chat}/chat/sessions/{session}/stream", json={"message": "fake-n20"}, headers=headers)
+        stream_id = answer.headers["x-streaming-session-id"]
+        assert answer.headers.raw[0][0].lower() == b"x-streaming-session-id" and '"status":"complete"' in answer.text
+
+        update = f"{chat}/chat/sessions/{session}/update-stream"
+        told = {"completeResponse": Script(n=20).text(), "streamingSessionId": stream_id, "tokensUsed": 20}
+        assert ask("POST", update, token, told)["matches"] is True
+        wrong = ask("POST", update, token, told | {"streamingSessionId": "stream-1620847252-abcdef01"}, 400)
+        assert wrong["details"]["expected"] == stream_id
+        assert len(ask("GET", f"{chat}/chat/sessions/{session}/messages", token)["messages"]) == 2
+
+        assert ask("GET", f"{chat}/chat/users/search?query=origin", admin)["users"][0]["id"] == user_id
+        with http.stream(
+            "GET", f"{chat}/chat/sessions/{session}/observe", headers={"Authorization": f"Bearer {admin}"}
+        ) as seen:
+            assert b"event: history-end" in b"".join(seen.iter_raw())
+        charged = 100 - ask("GET", f"{accounting}/credits/balance", token)["availableCredits"]
+        assert ask("GET", f"{accounting}/usage/stats", token)["totalCredits"] == pytest.approx(charged) != 0
+        assert ask("GET", f"{accounting}/credits/statement/original", admin)["entries"]
+        models = ask("GET", f"{chat}/models", token)["models"]
+        assert models[0]["creditCost"]["output"] == 4000
+        ask("DELETE", f"{chat}/chat/sessions/{session}", token)
+        ask("GET", f"{chat}/chat/sessions/{session}", token, expect=404)
+
+
+def test_each_service_says_who_it_is_and_serves_its_own_routes_alone(server: Server) -> None:
+    own = {"auth": "/api/auth/login", "accounting": "/api/credits/balance", "chat": "/api/chat/sessions"}
+    for name in SERVICES:
+        url = server.services[name]
+        for path in ("/health", "/api/health", "/api/version"):
+            assert httpx2.get(url + path).json()["service"] == name
+        paths = httpx2.get(f"{url}/openapi.json").json()["paths"]
+        assert [each for each, path in own.items() if path in paths] == [name]
+        assert httpx2.get(f"{url}/docs").status_code == 200
+
+
+def test_an_api_key_opens_accounting_and_chat_and_a_wrong_one_neither(server: Server, caller: Caller) -> None:
+    made = caller.post("/api/auth/api-keys", {"name": "script"}, expect=201)["key"]
+    caller.token = made
+    assert caller.balance()["availableCredits"] == 100
+    assert text_of(caller.ask(caller.session(), "fake-n5")) == Script(n=5).text()
+    caller.token = made[:-4] + "0000"
+    caller.get("/api/credits/balance", expect=401)
+    caller.post("/api/chat/sessions", {}, expect=401)
+
+
+# ── Who is believed ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_user_moves_credits_of_streams_nor_speaks_for_another(server: Server, caller: Caller) -> None:
+    stream_id = stream_id_of(caller.ask(caller.session(), "fake-n5"))
+    before = caller.balance()
+    admin = server.user()
+    for who in (caller, admin):
+        for operation in SETTLING:
+            who.post(f"/api/streaming-sessions/{operation}", BODY | {"sessionId": stream_id}, expect=403)
+        for path in ("/api/credits/balance", "/api/chat/sessions", "/api/profile"):
+            who.get(path, headers={"X-User-ID": "somebody-else"}, expect=403)
+    assert caller.balance() == before
+
+
+def test_services_have_secrets_of_this_run_and_no_more_rights_than_they_need(server: Server) -> None:
+    auth, accounting = server.services["auth"], server.services["accounting"]
+    secrets = {}
+    for name in SERVICES:
+        process = server.child(name)
+        environment = process.environ()
+        secrets[name] = environment.get("PARSHALL_SERVICE_SECRET")
+        assert not any(secret in " ".join(process.cmdline()) for secret in secrets.values() if secret)
+    assert secrets["auth"] is None and secrets["accounting"] != secrets["chat"]
+    assert not any(secret in line for line in server.output for secret in secrets.values() if secret)
+    token = service_token(auth, "split-accounting", secrets["accounting"] or "")
+    headers = {"Authorization": f"Bearer {token}", "X-User-ID": "0" * 32}
+    for operation in SETTLING:
+        answer = httpx2.post(f"{accounting}/api/streaming-sessions/{operation}", json=BODY, headers=headers)
+        assert answer.status_code == 403
+    assert httpx2.get(f"{auth}/api/admin/users", headers=headers).status_code == 200
+    assert httpx2.post(f"{auth}/api/admin/users", json={}, headers=headers).status_code == 403
+
+
+def test_one_trace_and_one_request_id_run_through_the_services(server: Server, caller: Caller) -> None:
+    trace_id, session = "0af7651916cd43dd8448eb211c80319c", caller.session()
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01", "X-Request-Id": "asked-by-a-test"}
+    stream_id = stream_id_of(caller.ask(session, "fake-n5", headers=headers))
+    deadline = time.monotonic() + 10
+    while not (lines := [each for each in records(server) if each.get("path", "").endswith("/finalize")][-1:]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    traced = [each for each in records(server) if each.get("trace") == trace_id and each["event"] == "request"]
+    hops = {(each["service"], each["path"].rpartition("/")[2]) for each in traced}
+    assert {("accounting", "initialize"), ("accounting", "finalize")} <= hops
+    assert {each["request_id"] for each in traced} == {"asked-by-a-test"}
+    assert {each.get("stream") for each in traced if each["service"] == "accounting"} == {stream_id}
+    assert lines
+
+
+# ── Failure between services ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_accounting_killed_in_mid_stream_leaves_a_pending_receipt_that_is_settled_once(
+    server: Server, caller: Caller
+) -> None:
+    session, path = caller.session(), "/api/chat/sessions/{}/stream"
+    before = caller.balance()["availableCredits"]
+    with caller.streaming("POST", path.format(session), {"message": "fake-n60-ms10"}) as (_, events):
+        seen = [next(events) for _ in range(5)]
+        accounting = server.child("accounting")
+        accounting.suspend()  # first, so that it is not back before the stream has ended
+        seen += list(events)
+    assert (seen[-1].event, text_of(seen)) == ("done", Script(n=60).text())
+    assert seen[-1].json()["receipt"]["settlement"] == "pending"
+    accounting.kill()
+    state = caller.ended(stream_id_of(seen))
+    assert (state["receipt"]["outputTokens"], state["outcome"]) == (60, "completed")
+    balance = caller.balance()
+    assert before - balance["availableCredits"] == pytest.approx(state["receipt"]["chargedCredits"])
+    assert balance["reservedCredits"] == 0
+    entries = caller.get("/api/credits/statement?limit=500")["entries"]
+    mine = [each["kind"] for each in entries if each["streamingSessionId"] == state["receipt"]["streamingSessionId"]]
+    assert mine == ["reserve", "charge", "release"]
+    assert any("accounting has ended (signal SIGKILL); it starts again" in line for line in server.output)
+
+
+def test_a_stream_that_cannot_be_paid_for_begins_nothing_and_begins_once_it_can(server: Server, caller: Caller) -> None:
+    session, stream_id = caller.session(), "stream-1620847252-00000000000000aa"
+    path, headers = f"/api/chat/sessions/{session}/stream", {"X-Streaming-Session-Id": stream_id}
+    server.child("accounting").kill()
+    answer = caller.http.post(path, json={"message": "fake-n5"}, headers=caller.headers(headers))
+    assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True), answer.text
+    assert caller.get(f"/api/chat/sessions/{session}/messages")["messages"] == []
+    caller.get(f"/api/chat/streams/{stream_id}", expect=404)
+    assert caller.get("/health")["status"] == "ok", "chat can serve all but new streams"
+    server.child("accounting")
+    deadline = time.monotonic() + 30
+    while answer.status_code == 503 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        answer = caller.http.post(path, json={"message": "fake-n5"}, headers=caller.headers(headers))
+    assert answer.status_code == 200 and answer.headers["x-streaming-session-id"] == stream_id
+    assert caller.balance()["reservedCredits"] == 0
+    assert len(caller.get(f"/api/chat/sessions/{session}/messages")["messages"]) == 2
+
+
+@pytest.mark.parametrize("how", ["hangs", "dies"])
+def test_without_auth_those_who_are_logged_in_go_on(server: Server, caller: Caller, how: str) -> None:
+    session = caller.session()
+    caller.ask(session, "fake-n1")
+    auth = server.child("auth")
+    auth.suspend() if how == "hangs" else auth.kill()
+    try:
+        assert text_of(caller.ask(session, "fake-n5")) == Script(n=5).text()
+        assert caller.balance()["reservedCredits"] == 0
+    finally:
+        if how == "hangs":
+            auth.resume()
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            server.user().close()
+            return
+        except httpx2.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+# ── Start and stop ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PARSHALL_")}
+    environment |= {"PARSHALL_HOME_DIR": str(tmp_path)} | {f"PARSHALL_{name}": each for name, each in variables.items()}
+    return subprocess.run(
+        [str(PARSHALL), *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_second_deployment_of_the_same_folder_leaves_the_first_alone(server: Server, caller: Caller) -> None:
+    refused = run(server.home, "up", "--split", AUTH_PORT="0", ACCOUNTING_PORT="0", CHAT_PORT="0")
+    assert refused.returncode == 1 and "Another Parshall already serves the data folder" in refused.stderr
+    assert text_of(caller.ask(caller.session(), "fake-n2")) == Script(n=2).text()
+
+
+def test_a_stop_ends_chat_first_so_that_its_streams_are_settled(server: Server, caller: Caller) -> None:
+    """The last test of all that need the server."""
+    session, children = caller.session(), [server.child(name) for name in SERVICES]
+    body = {"message": "fake-n900-ms10"}
+    with caller.streaming("POST", f"/api/chat/sessions/{session}/stream", body) as (_, events):
+        seen = [next(events) for _ in range(5)]
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        seen += list(events)
+    receipt = seen[-1].json()["receipt"]
+    assert (receipt["outcome"], receipt["settlement"]) == ("interrupted", "settled")
+    assert receipt["outputTokens"] == tokens_of(seen)
+    assert server.process.wait(30) == 0
+    assert not any(child.is_running() for child in children)
+    check_ledger(server.home / "accounting.db")
