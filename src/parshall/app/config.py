@@ -1,15 +1,12 @@
 """Configuration: environment variables with the prefix PARSHALL_, then one TOML file, then defaults."""
 
-import ipaddress
 import os
-import re
 import sys
 import tomllib
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -18,6 +15,7 @@ from pydantic_settings import TomlConfigSettingsSource as TomlSource
 from parshall.accounting.signing import read_secrets
 from parshall.app.apart import Apart
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS
+from parshall.app.urls import check_password_is_apart, check_store, is_private
 from parshall.auth.mail import check_sender, post_of
 from parshall.chat.streams.address import Address
 from parshall.kernel.errors import StartupError
@@ -28,7 +26,6 @@ PASSWORD_VARIABLE = "PARSHALL_PASSWORD"  # noqa: S105 - the name that commands r
 FILE_NAME = "parshall.toml"
 SQLITE_URL = "sqlite:///"
 POSTGRES_URLS = ("postgresql://", "postgres://")
-STORE_SCHEMES = ("valkey", "valkeys", "redis", "rediss")
 WebhookEvent = Literal["balance.low", "grant.expiring", "stream.settled"]
 DATABASES = ("database_url", "auth_database_url", "accounting_database_url", "chat_database_url")
 
@@ -192,15 +189,15 @@ class Settings(Apart, BaseSettings):
         if value is not None and not value.startswith((SQLITE_URL, *POSTGRES_URLS)):
             raise ValueError(f"give {SQLITE_URL}path or {POSTGRES_URLS[0]}user:password@host/name")
         if value is not None and value.startswith(POSTGRES_URLS):
-            _check_password_is_apart(value)
+            check_password_is_apart(value)
         return value
 
     @field_validator("limits_url")
     @classmethod
     def _known_store(cls, value: str | None) -> str | None:
         if value is not None:
-            _check_password_is_apart(value)
-            _check_store(value)
+            check_password_is_apart(value)
+            check_store(value)
         return value
 
     @field_validator("stream_log_url")
@@ -208,7 +205,7 @@ class Settings(Apart, BaseSettings):
     def _known_place(cls, value: str | None) -> str | None:
         if value is not None:
             Address.parse(value)
-            _check_password_is_apart(value)
+            check_password_is_apart(value)
         return value
 
     @field_validator("mail_url")
@@ -236,7 +233,7 @@ class Settings(Apart, BaseSettings):
     @field_validator("webhook_url")
     @classmethod
     def _private_way(cls, value: str | None) -> str | None:
-        if value is not None and not _is_private(value):
+        if value is not None and not is_private(value):
             raise ValueError("give an https URL, or an http one of this machine such as http://127.0.0.1:9000/hook")
         return value
 
@@ -311,46 +308,6 @@ def unknown_variables() -> list[str]:
     """Environment variables that look like options and are none: a typing error, or an option of another version."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {FILE_VARIABLE, PASSWORD_VARIABLE}
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-
-
-def _is_private(url: str) -> bool:
-    """Whether what is posted there is read by nobody on the way: over TLS, or without leaving this machine."""
-    try:
-        parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        return False
-    if not host or parts.fragment or not (url.isascii() and url.isprintable()) or " " in url:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _on_this_machine(host))
-
-
-def _on_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_password_is_apart(url: str) -> None:
-    """Refuse a URL whose password could be taken for another part of it, and so be shown. Raises ValueError."""
-    parts = urlsplit(url)
-    rest = url.partition("://")[2].removeprefix(parts.netloc)
-    if parts.netloc.count("@") > 1 or "@" in rest or any(map(str.isspace, url)):
-        raise ValueError("percent-encode the special characters of its user and password")
-    if any("password" in name.lower() for name in parse_qs(parts.query)):
-        raise ValueError("give the password before the host, as user:password@host, or in a .pgpass file")
-
-
-def _check_store(url: str) -> None:
-    """Refuse what is no address of a Valkey. Raises ValueError, in words that do not repeat the URL."""
-    parts = urlsplit(url)
-    try:
-        known = parts.scheme in STORE_SCHEMES and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        known = False
-    if not known or parts.query or parts.fragment or not re.fullmatch(r"/?[0-9]{0,5}", parts.path):
-        raise ValueError("give valkey://user:password@host:port/database, or valkeys:// for TLS")
 
 
 def _option(location: tuple[int | str, ...]) -> str:
