@@ -14,6 +14,7 @@ from parshall.kernel import clock
 from parshall.kernel.clock import SECOND
 from parshall.kernel.deadlines import Deadlines
 from parshall.kernel.http import Edge, install_errors
+from parshall.kernel.ids import new_id
 from parshall.kernel.tokens import ALGORITHM, TOKEN_TYPE, TokenVerifier
 
 ISSUER = "http://issuer.example.org"
@@ -34,6 +35,9 @@ def signed(name: str, role: str, scope: str = "") -> str:
         "email": "",
         "role": role,
         "scope": scope,
+        "jti": new_id(),
+        "client_id": name if role == "service" else "parshall",
+        **({} if role == "service" else {"sid": new_id()}),
     }
     return jwt.encode({"alg": ALGORITHM, "typ": TOKEN_TYPE, "kid": "one"}, claims, KEY, algorithms=[ALGORITHM])
 

@@ -1,16 +1,21 @@
 """The shared stream log and an engine that dies, falls silent, is full, forgets, and comes back."""
 
 import asyncio
+import contextlib
 import random
 import time as seconds
 from collections.abc import Callable
 
 import pytest
+import uvloop
 from tests.contracts.streamlogs import MOMENT, NEVER, OTHER, STREAM, Time, drain, frames, next_of, opened, take
+from tests.faultproxy import FaultProxy
 from tests.valkey import Valkey, unused_port
 
 from parshall.chat.ports import LeaseLost, LogAway, LogLost, LogUnavailable
 from parshall.chat.streams import scripts
+from parshall.chat.streams.address import Address
+from parshall.chat.streams.engine import ANSWER_SECONDS_MAX, Engine, checked
 from parshall.chat.streams.shared import SharedStreamLog
 from parshall.chat.streams.tail import FRAMES_IN_MEMORY_MAX, Feed, FeedTail
 from parshall.kernel.clock import SECOND
@@ -356,3 +361,33 @@ async def test_whatever_the_engine_does_every_reader_gets_every_event_once_and_i
         assert count > 10 and sum(follower.returns for follower in followers) >= rounds
         for follower in followers:
             assert follower.seen == frames(1, count), seed
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_however_connections_break_every_call_is_answered(server: Valkey, run: Callable[..., None]) -> None:
+    """On the loop that serves: uvloop has an error of its own for a connection that broke a moment ago."""
+
+    async def call(engine: Engine, number: int, over: asyncio.Event) -> None:
+        keys = scripts.keys(StreamId(f"stream-1620847252-{number:08x}"))
+        while not over.is_set():
+            async with asyncio.timeout(ANSWER_SECONDS_MAX + 2):
+                with contextlib.suppress(LogAway):
+                    await (engine.call(scripts.READ, keys, 0, 1, receive=checked) if number % 2 else engine.run("PING"))
+            await asyncio.sleep(0.001 * number)
+
+    async def calls(proxy: FaultProxy) -> None:
+        engine = await Engine.connect(Address.parse(proxy.through(server.url)))
+        over = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(6):
+                tasks.create_task(call(engine, number, over))
+            for _ in range(100):
+                await asyncio.sleep(0.005)
+                await asyncio.to_thread(proxy.reset)
+                engine._rest_until = 0.0
+            over.set()
+        await engine.close()
+
+    with FaultProxy.to(server.port) as proxy:
+        proxy.slow(0.002)
+        run(calls(proxy))

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import structlog
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.faultproxy import FaultProxy
 from tests.valkey import Valkey
 
 from parshall.kernel import windows
@@ -157,3 +159,28 @@ async def test_a_key_of_another_kind_in_the_store_refuses_nobody(valkey: Valkey)
         (key,) = valkey.ask("KEYS", "*")
         valkey.ask("SET", key, "nonsense")
         assert await counting.hit("ann", 1) is None
+
+
+def test_a_store_whose_connections_break_refuses_nobody(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the loop that serves, which has an error of its own for a connection that broke a moment ago."""
+    monkeypatch.setattr(windows, "STORE_AWAY_SECONDS", 0.0)
+
+    async def count(counting: SharedWindows, over: asyncio.Event) -> None:
+        while not over.is_set():
+            counted = await counting.hit("ann", 1_000_000)
+            assert counted is None or counted.fits
+
+    async def counts(proxy: FaultProxy) -> None:
+        counting, over = SharedWindows(proxy.through(valkey.url)), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(4):
+                tasks.create_task(count(counting, over))
+            for _ in range(100):
+                await asyncio.sleep(0.005)
+                await asyncio.to_thread(proxy.reset)
+            over.set()
+        await counting.close()
+
+    with FaultProxy.to(valkey.port) as proxy:
+        proxy.slow(0.002)
+        uvloop.run(counts(proxy))

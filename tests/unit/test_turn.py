@@ -13,7 +13,7 @@ from tests.postgres import Engine
 from tests.scripted import NASTY, Script
 from tests.turns import ALICE, LIMITS, USER, Rig, rig, text_of, tokens_of
 
-from parshall.chat import store
+from parshall.chat import store, undoing
 from parshall.chat.model import Message, Stream, StreamActive
 from parshall.chat.ports import LogUnavailable
 from parshall.kernel import clock
@@ -357,12 +357,15 @@ async def test_a_reservation_whose_answer_was_lost_is_returned(faulty: tuple[Rig
     assert await balance(turns) == (10 * MICRO, 0)
 
 
-async def test_a_voided_id_never_streams_for_free(faulty: tuple[Rig, Faulty]) -> None:
+async def test_a_voided_id_never_streams_for_free(faulty: tuple[Rig, Faulty], monkeypatch: pytest.MonkeyPatch) -> None:
     turns, ledger = faulty
+    monkeypatch.setattr(undoing, "RETURN_SECONDS_MAX", 0)
     session = await turns.session()
     ledger.mute = {"reserve"}
     with pytest.raises(Unavailable):
         await turns.ask(session, "fake-n5", proposed=ID)
+    while (await balance(turns))[1]:
+        await asyncio.sleep(0.01)
     with pytest.raises(Conflict):
         await turns.ask(session, "fake-n5", proposed=ID)
     assert turns.provider.prompts == []
@@ -473,7 +476,7 @@ async def test_a_turn_that_died_before_its_first_event_is_undone(
         await turns.grant(10)
         session = await turns.session()
 
-        async def die(stream: Any, prompt: Any, *_: Any) -> None:
+        async def die(stream: Any, prompt: Any, *_: Any, **_more: Any) -> None:
             if reserved:
                 await turns.streaming.openings._reserve(stream, prompt)
 

@@ -16,18 +16,18 @@ from parshall.chat.failover import Attempt, Conversation, Retries
 from parshall.chat.frames import model_frame
 from parshall.chat.meter import Meter
 from parshall.chat.model import DEFAULT_TITLE, Ask, ChatSession, Message, Stream, StreamActive, title_from
-from parshall.chat.ports import Lease, LogAway, Prompt, Provider
+from parshall.chat.ports import Lease, LeaseLost, LogAway, LogUnavailable, Prompt, Provider
 from parshall.chat.producers import Producers
 from parshall.chat.slots import Slots, too_many
 from parshall.chat.turn import Parts, Producer
+from parshall.chat.undoing import Undoing
 from parshall.kernel import sse
 from parshall.kernel.clock import SECOND
 from parshall.kernel.credits import wire
 from parshall.kernel.database import Database
-from parshall.kernel.errors import InsufficientCredits, KeyReused, NotFound, ParshallError, Unavailable
+from parshall.kernel.errors import InsufficientCredits, KeyReused, NotFound, Unavailable
 from parshall.kernel.ids import SessionId, StreamId, UserId, new_id, new_stream_id
 from parshall.kernel.metering import Slice
-from parshall.kernel.telemetry import log
 
 RESERVE_SECONDS_MAX = 5.0
 RETRIES = Retries()
@@ -37,8 +37,6 @@ LATE_SECONDS = OPENING_SECONDS_MAX / 2
 """An opening that took so long was perhaps taken for dead, by a process whose clock differs from this one's."""
 LOOK_SECONDS = 0.05
 """How often a stream that another process is just opening is looked for."""
-
-_logger = log("streams")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +81,13 @@ class Openings:
         self._limits = limits
         self._slots = slots
         self._tasks: dict[StreamId, asyncio.Task[None]] = {}
+        self._undoing = Undoing(records=self._records, ledger=parts.ledger, clock=parts.clock)
         self.closed = False
         """Whether this process takes no new streams."""
 
     def __contains__(self, stream_id: object) -> bool:
-        """Whether that stream is being opened here."""
-        return stream_id in self._tasks
+        """Whether that stream is being opened here, or undone."""
+        return stream_id in self._tasks or stream_id in self._undoing
 
     async def ask(self, ask: Ask, *, user_id: UserId, session_id: SessionId, proposed: StreamId | None) -> StreamId:
         """Begin the stream of a turn, or find the one that this very request began before, here or elsewhere.
@@ -103,7 +102,7 @@ class Openings:
             known = await self._known(stream_id) if proposed else None
             if known is None:
                 try:
-                    await self._start(ask, stream_id, user_id, session_id, fingerprint)
+                    await self._start(ask, stream_id, user_id, session_id, fingerprint, named=proposed is not None)
                 except _OpenedElsewhere:
                     continue
             elif not known.repeats(user_id=user_id, session_id=session_id, fingerprint=fingerprint):
@@ -129,6 +128,7 @@ class Openings:
         """Take no new streams, and wait for those that are being opened."""
         self.closed = True
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._undoing.close()
 
     async def empty(self, stream_id: StreamId) -> bool:
         """Whether the log holds nothing of a stream. One that is away says nothing: its tail sends the reader away."""
@@ -147,19 +147,23 @@ class Openings:
         """The stream of that id, begun; where there is none, nothing is awaited after that was seen."""
         while True:
             await self.opened(stream_id)
+            await self._undoing.make_way(stream_id)
             known = await self._records.find(stream_id)
             if stream_id in self._tasks:
+                continue
+            if known is not None and stream_id not in self._producers and self._undoing.failed(known):
+                await self._undoing.undo(known, void=False)
                 continue
             if known is None or await self.began(known):
                 return known
 
     async def _start(
-        self, ask: Ask, stream_id: StreamId, user_id: UserId, session_id: SessionId, fingerprint: str
+        self, ask: Ask, stream_id: StreamId, user_id: UserId, session_id: SessionId, fingerprint: str, *, named: bool
     ) -> None:
         if self.closed:
             raise Unavailable("The server is restarting; try again shortly.", retry_after=2)
         self._slots.take(stream_id, user_id)  # no await from here to the task: what takes a slot will release it
-        opening = asyncio.create_task(self._open(ask, stream_id, user_id, session_id, fingerprint))
+        opening = asyncio.create_task(self._open(ask, stream_id, user_id, session_id, fingerprint, named=named))
         self._tasks[stream_id] = opening
         opening.add_done_callback(lambda _: self._end_opening(stream_id))
         await asyncio.shield(opening)  # a caller that hangs up must not leave the opening half done
@@ -171,7 +175,7 @@ class Openings:
             self._slots.release(stream_id)
 
     async def _open(
-        self, ask: Ask, stream_id: StreamId, user_id: UserId, session_id: SessionId, fingerprint: str
+        self, ask: Ask, stream_id: StreamId, user_id: UserId, session_id: SessionId, fingerprint: str, *, named: bool
     ) -> None:
         session, history = await self._conversation(session_id, user_id)
         choice = await self._catalog.choose(ask.model_id or session.model_id)
@@ -190,8 +194,12 @@ class Openings:
             epoch=1,
             created_at=self._parts.clock(),
         )
-        await self._record(stream, session, ask)
-        await self._begin(stream, prompt, choice.provider, conversation)
+        try:
+            await self._record(stream, session, ask)
+        except Unavailable:  # it may have been kept
+            await self._undoing.undo(stream, void=False)
+            raise
+        await self._begin(stream, prompt, choice.provider, conversation, named=named)
 
     async def _conversation(self, session_id: SessionId, user_id: UserId) -> tuple[ChatSession, list[Message]]:
         def work(connection: Connection) -> tuple[ChatSession, list[Message]]:
@@ -242,8 +250,13 @@ class Openings:
         if in_all >= self._limits.streams_max:
             raise too_many(deployment_limit=self._limits.streams_max)
 
-    async def _begin(self, stream: Stream, prompt: Prompt, provider: Provider, conversation: Conversation) -> None:
-        """Reserve, log the opening events, and start the producer; undo the record if any of it fails."""
+    async def _begin(
+        self, stream: Stream, prompt: Prompt, provider: Provider, conversation: Conversation, *, named: bool
+    ) -> None:
+        """Reserve, log the opening events, and start the producer; undo the turn if any of it fails.
+
+        A client that has named the stream may come back with the same id, once what was away is there again.
+        """
         began_at = asyncio.get_running_loop().time()
         try:
             granted = await self._reserve(stream, prompt)
@@ -252,7 +265,8 @@ class Openings:
             if lease.epoch != stream.epoch or late:  # an opening that failed before left its lease in the log
                 await self._claim(stream, lease)
         except BaseException as error:
-            await self._undo(stream, void=not isinstance(error, InsufficientCredits))
+            keep = named and isinstance(error, Unavailable | LogUnavailable)
+            await self._undoing.undo(stream, void=not isinstance(error, InsufficientCredits), keep=keep)
             raise
         meter = Meter(granted, output_tokens_max=prompt.output_tokens_max)
         first = Attempt(stream=stream, provider=provider, prompt=prompt, meter=meter)
@@ -262,15 +276,6 @@ class Openings:
         """See that the record is still there, and bind it to the lease: a process that slept may have been undone."""
         if not await self._records.claim(stream.id, epoch=lease.epoch):
             raise Unavailable("The server was held up, so nothing was begun; try again.", retry_after=1)
-
-    async def _undo(self, stream: Stream, *, void: bool) -> None:
-        """Leave nothing of a turn that did not begin, unless by now the id is another process's turn."""
-        current = await self._records.find(stream.id)
-        if current is not None and (current.created_at, current.ending) != (stream.created_at, None):
-            return
-        if void:
-            await self._void(stream.id)
-        await self._records.forget(stream.id)
 
     async def _reserve(self, stream: Stream, prompt: Prompt) -> Slice:
         try:
@@ -287,11 +292,7 @@ class Openings:
             raise Unavailable("Accounting does not answer, so nothing was reserved; try again shortly.") from error
 
     async def _log_opening(self, stream: Stream, granted: Slice) -> Lease:
-        lease = await self._parts.stream_log.acquire(
-            stream.id, owner=self._owner, at=self._parts.clock(), until=self._producers.lease_until()
-        )
-        if lease is None:
-            raise KeyReused("This streaming session id was used before; make a new one.")
+        lease = await self._lease(stream.id)
         session = {
             "streamingSessionId": stream.id,
             "sessionId": stream.session_id,
@@ -300,14 +301,21 @@ class Openings:
             "resumed": False,
         }
         model = model_frame(stream.model_id, 2, fallback_applied=stream.fallback_applied)
-        await self._parts.stream_log.append(
-            lease, [sse.frame(1, "session", session, retry=True), model], first_offset=1
-        )
+        try:
+            await self._parts.stream_log.append(
+                lease, [sse.frame(1, "session", session, retry=True), model], first_offset=1
+            )
+        except LogUnavailable:  # should the client come back to another process, nobody may be in its way
+            with contextlib.suppress(LeaseLost, LogUnavailable):
+                await self._parts.stream_log.release(lease)
+            raise
         return lease
 
-    async def _void(self, stream_id: StreamId) -> None:
-        """Return a reservation that may or may not have been made; failing that, it expires by itself."""
-        try:
-            await self._parts.ledger.void(stream_id=stream_id)
-        except ParshallError as error:
-            _logger.warning("void_failed", stream=stream_id, reason=error.detail)
+    async def _lease(self, stream_id: StreamId) -> Lease:
+        log, at = self._parts.stream_log, self._parts.clock()
+        lease = await log.acquire(stream_id, owner=self._owner, at=at, until=self._producers.lease_until())
+        if lease is not None:
+            return lease
+        if await log.held([stream_id], at=at):  # by a process that could not begin it, until its lease runs out
+            raise Unavailable("A moment ago this stream was being begun elsewhere; try again shortly.")
+        raise KeyReused("This streaming session id was used before; make a new one.")

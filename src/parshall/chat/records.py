@@ -39,6 +39,10 @@ class Records:
             yield page
             after = (page[-1].created_at, page[-1].id)
 
+    async def add(self, stream: Stream) -> None:
+        """Keep a stream without a message. Raises IntegrityError where its id is known or its chat session has one."""
+        await self._database.write(lambda c: store.add_stream(c, stream))
+
     async def forget(self, stream_id: StreamId) -> None:
         """Undo a turn that never began."""
         await self._database.write(lambda c: store.forget_stream(c, stream_id))

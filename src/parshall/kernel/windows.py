@@ -27,6 +27,9 @@ STORE_AWAY_SECONDS = 5.0
 """How long a store that was away is left alone before one request asks it again."""
 WARNING_SECONDS = 60.0
 
+AWAY = (StorageError, TimeoutError, OSError, RuntimeError)
+"""What says that the store is not there; uvloop raises the last for bytes sent after a connection has ended."""
+
 _logger = log("limits")
 
 
@@ -117,7 +120,7 @@ class SharedWindows:
             async with asyncio.timeout(STORE_SECONDS_MAX):
                 fits = await self._limiter.hit(item, caller)
                 window = await self._limiter.get_window_stats(item, caller)
-        except (StorageError, TimeoutError, OSError) as error:
+        except AWAY as error:
             self._leave_alone(error)
             return None
         self._away_until = None

@@ -28,7 +28,9 @@ CONNECT_SECONDS_MAX = 2.0
 REST_SECONDS = 0.25
 """How long an engine that is away is left alone before it is tried again."""
 VERSION_MIN = 7
-UNREACHED = (OSError, NotConnected, NotAnswered, RedisClusterException, ReadOnlyError)
+BROKEN = (NotConnected, RuntimeError)
+"""What says that a connection has ended. uvloop raises a RuntimeError for bytes that are sent after that."""
+UNREACHED = (OSError, *BROKEN, NotAnswered, RedisClusterException, ReadOnlyError)
 """What says that the engine is not there. One that has become a replica is not: its address leads elsewhere by now."""
 FAILURES = (*UNREACHED, RedisError)
 
@@ -171,9 +173,12 @@ class Engine:
         """One round trip after the other, each with everything that was called meanwhile."""
         try:
             while calls := self._take():
-                replies = await self._exchange(calls)
-                for call, reply in zip(calls, replies, strict=True):
-                    call.settle(reply)
+                replies: list[Reply] = [LogAway()] * len(calls)  # whatever happens here, nobody waits for ever
+                try:
+                    replies = await self._exchange(calls)
+                finally:
+                    for call, reply in zip(calls, replies, strict=True):
+                        call.settle(reply)
         finally:
             self._carrier = None
 
@@ -248,7 +253,7 @@ def _options(address: Address) -> dict[str, Any]:
         "socket_connect_timeout": CONNECT_SECONDS_MAX,
         "socket_keepalive": True,
         # Once more, on a fresh connection: the engine may have been started again since. Every script may be repeated.
-        "retry": Retry(NoBackoff(), 1, supported_errors=(NotConnected,)),
+        "retry": Retry(NoBackoff(), 1, supported_errors=BROKEN),  # type: ignore[arg-type]  # it takes any exception
         "protocol": 2,
         "client_name": "parshall",
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
