@@ -91,8 +91,8 @@ class Script:
         return [*words, "long " * (self.big * 200)] if self.big else words
 
     def text(self, limit: int = 1_000_000) -> str:
-        """The whole answer."""
-        return "".join(self.chunks(limit))
+        """The whole answer, with the characters that come in halves."""
+        return "".join(self.chunks(limit)).encode("utf-16", "surrogatepass").decode("utf-16")
 
     def finish(self, limit: int) -> str:
         """Why it ends: `length` where the limit cuts it."""
@@ -117,6 +117,8 @@ HARD = [
     "👩",
     "\u200d👩\u200d",
     "👧🏽 𝄞",
+    "\ud83d",
+    "\ude80",
     "🏳️\u200d🌈",
     "line\u2028para\u2029nel\u0085",
     "nul\0bel\a",
@@ -131,7 +133,10 @@ HARD = [
     " ",
     "é̂中文ع",
 ]
-"""Text that breaks careless clients: characters in pieces, line ends of every kind, and events within events."""
+"""Text that breaks careless clients: characters in pieces, line ends of every kind, and events within events.
+
+One character comes in halves, which only a provider over HTTP can send.
+"""
 
 
 class ScriptedProvider:

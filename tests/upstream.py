@@ -160,7 +160,8 @@ class _Pen:
 
     async def event(self, body: dict[str, Any]) -> None:
         """One chunk; `split` adds a comment and writes characters raw, so that the cuts go through them."""
-        text = json.dumps({"id": "chatcmpl-1", "object": "chat.completion.chunk", **body}, ensure_ascii=False)
+        whole = {"id": "chatcmpl-1", "object": "chat.completion.chunk", **body}
+        text = json.dumps(whole, ensure_ascii="hard" in self._flags)
         head = ": keep-alive\n\ndata:" if "split" in self._flags else "data: "
         await self.write(f"{head}{text}\n\n".encode())
 

@@ -1,15 +1,18 @@
 """Programs that tests of foreign clients need: found, or installed where that may be, or else missed loudly."""
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import warnings
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 NODE = Path(__file__).parent / "node"
+LOCK = NODE / "package-lock.json"
 INSTALL_SECONDS_MAX = 600
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chromium-headless-shell")
 
@@ -27,23 +30,34 @@ def node_folder() -> Path:
     return NODE
 
 
-@cache
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep out the other processes of this test session."""
+    with LOCK.open(encoding="utf-8") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
 def _install_modules() -> None:
-    lock, stamp = NODE / "package-lock.json", NODE / "node_modules" / ".package-lock.json"
-    if stamp.is_file() and stamp.stat().st_mtime >= lock.stat().st_mtime:
-        return
-    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    ran = subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX)
-    if ran.returncode:
-        _missing(f"npm ci failed: {ran.stderr[-500:]}", in_ci=True)
-    stamp.touch()
+    stamp = NODE / "node_modules" / ".package-lock.json"
+    with _alone():
+        if stamp.is_file() and stamp.stat().st_mtime >= LOCK.stat().st_mtime:
+            return
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        ran = subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX)
+        if ran.returncode:
+            _missing(f"npm ci failed: {ran.stderr[-500:]}", in_ci=True)
+        stamp.touch()
 
 
 def _program(names: tuple[str, ...], packages: tuple[str, ...]) -> str:
     found = _find(names)
     if found is None and _may_install():
-        _install(packages)
-        found = _find(names)
+        with _alone():
+            found = _find(names)
+            if found is None:
+                _install(packages)
+                found = _find(names)
     if found is None:
         _missing(f"{' or '.join(names)} is not here", in_ci=_may_install())
     assert found is not None
@@ -58,7 +72,6 @@ def _may_install() -> bool:
     return os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
-@cache
 def _install(packages: tuple[str, ...]) -> None:
     """Install Debian packages, waiting for whoever else installs; what fails is found missing afterwards."""
     options = ["-o", "DPkg::Lock::Timeout=300", "-qq"]

@@ -107,6 +107,23 @@ def test_a_cut_within_a_character_costs_that_character_only() -> None:
     assert text_of(deltas) == "a\ufffdb\ufffd"
 
 
+@pytest.mark.parametrize(
+    ("contents", "text"),
+    [
+        ((r"a\ud83d", r"\ude00b"), "a😀b"),
+        ((r"\ud83d", r"\ude00\ud83d", r"\ude00"), "😀😀"),
+        ((r"a\ud83d", "b"), "a\ufffdb"),
+        ((r"a\ud83d", "é"), "a\ufffdé"),
+        ((r"a\ud83d",), "a\ufffd"),
+        ((r"\ude00a",), "\ufffda"),
+    ],
+)
+def test_a_character_that_comes_in_halves_is_whole(contents: tuple[str, ...], text: str) -> None:
+    chunks = ['data: {"choices":[{"index":0,"delta":{"content":"' + each + '"}}]}\n\n' for each in contents]
+    deltas = read(*(chunk.encode() for chunk in chunks), DONE)
+    assert text_of(deltas) == text and isinstance(deltas[-1], Finish)
+
+
 def test_data_lines_of_one_event_are_joined() -> None:
     assert EventReader().feed(b"event: x\ndata: 1\nid: 3\ndata:2\n\n") == [b" 1\n2"]
 

@@ -96,6 +96,7 @@ class Answer:
         self.begun = False
         self._finish: Finish | None = None
         self._failure: ProviderFailure | None = None
+        self._half = ""  # of a surrogate pair, until the other comes: some servers cut text by UTF-16 units
         self._events = EventReader()
 
     @property
@@ -130,6 +131,8 @@ class Answer:
             raise ProviderFailure(
                 "The model provider broke off in the middle of the answer; try again.", code="provider_cut"
             )
+        if self._half:
+            deltas.append(TextDelta(clean(self._half), 1))
         return [*deltas, self._finish or Finish("stop")]
 
     def _take(self, payload: bytes, deltas: list[Delta]) -> None:
@@ -158,9 +161,18 @@ class Answer:
         if thought:
             deltas.append(TextDelta(thought, count_text(thought), reasoning=True))
             self.begun = True
-        if delta.content:
-            deltas.append(TextDelta(delta.content, count_text(delta.content)))
+        content = delta.content
+        if content and (self._half or not content.isascii()):
+            content = self._whole(content)
+        if content:
+            deltas.append(TextDelta(content, count_text(content)))
             self.begun = True
+
+    def _whole(self, content: str) -> str:
+        """The text with the half that was kept before it, and without one at its end, which is kept."""
+        content = self._half + content
+        self._half = content[-1] if "\ud800" <= content[-1] <= "\udbff" else ""
+        return clean(content[: len(content) - len(self._half)])
 
 
 def _decode(payload: bytes) -> _Chunk:
@@ -173,7 +185,7 @@ def _decode(payload: bytes) -> _Chunk:
 
 
 def _decode_leniently(payload: bytes) -> _Chunk:
-    """A chunk whose text was cut within a character (broken UTF-8, half a surrogate pair): U+FFFD stands for it."""
+    """A chunk whose text was cut within a character: U+FFFD stands for broken UTF-8, half a surrogate pair is left."""
     try:
         chunk = msgspec.convert(json.loads(payload.decode("utf-8", "replace")), _Chunk)
     except (ValueError, RecursionError) as error:
@@ -181,7 +193,6 @@ def _decode_leniently(payload: bytes) -> _Chunk:
     for choice in chunk.choices or ():
         delta = choice.delta
         if delta is not None:
-            delta.content = clean(delta.content or "")
             delta.reasoning_content = clean(delta.reasoning_content or "")
             delta.reasoning = clean(delta.reasoning) if isinstance(delta.reasoning, str) else None
     return chunk
