@@ -228,13 +228,12 @@ class Edge:
         except asyncio.CancelledError:
             raise
         except Exception:
-            _logger.exception("request_failed", path=exchange.scope["path"])
+            _logger.exception("request_failed", path=names.loggable(exchange.scope["path"]))
             await exchange.refuse(500, "internal_error", ParshallError.default)
         finally:
-            scope, milliseconds = exchange.scope, round((time.perf_counter() - began) * 1000, 1)
-            _logger.info(
-                "request", method=scope["method"], path=scope["path"], status=exchange.status, milliseconds=milliseconds
-            )
+            method, path = exchange.scope["method"], names.loggable(exchange.scope["path"])
+            milliseconds = round((time.perf_counter() - began) * 1000, 1)
+            _logger.info("request", method=method, path=path, status=exchange.status, milliseconds=milliseconds)
 
     async def _admitted(self, exchange: "_Exchange", headers: Headers) -> bool:
         """Whether the request goes on; where it does not, the refusal is sent."""
