@@ -24,12 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from parshall.kernel import headers as names
 from parshall.kernel.browsers import SECURITY
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
+from parshall.kernel.problems import PROBLEM_JSON
 from parshall.kernel.ratelimit import REFUSED_CALLER, Pairs, RateLimit
 from parshall.kernel.scopes import check_scope
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import Principal, Role, presented_token
 
-PROBLEM_JSON = "application/problem+json"
 BODY_BYTES_MAX = 1024 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,15}\Z")
