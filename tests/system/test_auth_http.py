@@ -15,7 +15,7 @@ from joserfc.jwk import KeySet
 from starlette.testclient import TestClient
 
 from parshall.auth.http import router, wellknown
-from parshall.auth.passwords import PasswordHasher
+from parshall.auth.passwords import FAILURES_PER_ADDRESS_MAX, PasswordHasher
 from parshall.auth.service import Auth
 from parshall.kernel import clock
 from parshall.kernel.http import Edge, install_errors
@@ -122,6 +122,14 @@ def test_a_name_and_an_address_that_are_taken_are_400_in_the_same_words(client: 
     address = refused(client.post("/api/auth/signup", json=body), 400, "username_taken")
     assert name["error"] == "USERNAME_TAKEN"
     assert name["message"] == address["message"]
+
+
+def test_names_cannot_be_tried_without_end_by_signing_up(client: TestClient) -> None:
+    body = {"username": "admin", "email": "new@example.org", "password": PASSWORD}
+    for _ in range(FAILURES_PER_ADDRESS_MAX):
+        refused(client.post("/api/auth/signup", json=body), 400, "username_taken")
+    refused(client.post("/api/auth/signup", json=body), 429, "rate_limited")
+    refused(client.post("/api/auth/signup", json=body | {"username": "nobody"}), 429, "rate_limited")
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,8 @@ def test_mail_is_promised_in_the_same_words_whoever_there_is(http: httpx2.Client
         assert there[0] == 200
 
 
-def test_a_sign_up_tells_a_name_from_an_address_neither_by_word_nor_without_end(http: httpx2.Client) -> None:
-    """Somebody has to be told that a name is taken: in one sentence for both, after a hash, and not many times."""
+def test_a_sign_up_does_not_tell_a_name_from_an_address(http: httpx2.Client) -> None:
+    """Somebody has to be told that one is taken: in one sentence for both, after a hash."""
     bodies = (
         {"username": "alice", "email": "new@example.org", "password": "long-enough"},
         {"username": "brandnew", "email": "alice@example.org", "password": "long-enough"},

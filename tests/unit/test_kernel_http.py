@@ -14,7 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 from parshall.kernel import headers as names
 from parshall.kernel.errors import InsufficientCredits, TooManyRequests, Unauthenticated
 from parshall.kernel.headers import cors_headers, redact, stream_headers
-from parshall.kernel.http import BODY_BYTES_MAX, PROBLEM_JSON, Edge, User, WireModel, install_errors
+from parshall.kernel.http import BODY_BYTES_MAX, Edge, User, WireModel, install_errors
+from parshall.kernel.problems import PROBLEM_JSON
 from parshall.kernel.ratelimit import RateLimit
 from parshall.kernel.tokens import Principal
 from parshall.kernel.windows import LocalWindows

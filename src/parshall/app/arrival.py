@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from parshall.kernel.http import BODY_BYTES_MAX, PROBLEM_JSON
+from parshall.kernel.http import BODY_BYTES_MAX
+from parshall.kernel.problems import PROBLEM_JSON
 from parshall.kernel.telemetry import log
 
 HEAD_SECONDS = 8.0

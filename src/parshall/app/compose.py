@@ -51,6 +51,7 @@ from parshall.kernel.database import Database, answers
 from parshall.kernel.deadlines import Deadlines
 from parshall.kernel.errors import NotFound, StartupError
 from parshall.kernel.http import Edge, install_errors
+from parshall.kernel.problems import PROBLEMS
 from parshall.kernel.ratelimit import RateLimit
 from parshall.kernel.tokens import TokenVerifier
 from parshall.kernel.windows import LocalWindows, SharedWindows, Windows
@@ -149,6 +150,7 @@ def application(built: System) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        responses=PROBLEMS,
     )
     _add_pages(app)
     patch_fastapi(app, redirect_from_root_to_docs=False)  # its files for /docs: it must work offline

@@ -151,7 +151,12 @@ async def stream_answer(
     return StreamResponse(request, asked.stream_id, await chat.attach(asked.stream_id, after=after))
 
 
-@streams_router.get("/chat/streams/{stream_id}", response_class=StreamResponse, status_code=200)
+@streams_router.get(
+    "/chat/streams/{stream_id}",
+    response_class=StreamResponse,
+    status_code=200,
+    responses={200: {"content": {"application/json": {}}}},
+)
 async def resume_stream(request: Request, stream_id: str, user: User, chat: ChatService, after: Offset) -> Response:
     """Read a stream from an offset, live or ended; with `Accept: application/json`, its state and receipt."""
     stream = await chat.stream(stream_id, caller=user)

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 
@@ -27,6 +28,7 @@ ALLOWED = (
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _SECRET = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "api-key"})
+_LONG = re.compile(r"(?<![\w.-])(?!stream-[0-9])[\w.-]{40,}")
 _FINGERPRINT_KEY = secrets.token_bytes(32)
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -63,6 +65,11 @@ def stream_headers(
 def redact(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers fit for a log: a secret becomes a keyed fingerprint, equal only for equal values in this process."""
     return {name: _fingerprint(value) if name.lower() in _SECRET else value for name, value in headers.items()}
+
+
+def loggable(path: str) -> str:
+    """The path fit for a log: what is as long as our tokens, keys and codes are is left out; ids of streams stay."""
+    return _LONG.sub("…", path)
 
 
 def _fingerprint(value: str) -> str:

@@ -26,12 +26,12 @@ from parshall.kernel import headers as names
 from parshall.kernel import trace
 from parshall.kernel.browsers import SECURITY
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
+from parshall.kernel.problems import PROBLEM_JSON
 from parshall.kernel.ratelimit import REFUSED_CALLER, Pairs, RateLimit
 from parshall.kernel.scopes import check_scope
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import Principal, Role, presented_token
 
-PROBLEM_JSON = "application/problem+json"
 BODY_BYTES_MAX = 1024 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,15}\Z")
@@ -241,13 +241,12 @@ class Edge:
         except asyncio.CancelledError:
             raise
         except Exception:
-            _logger.exception("request_failed", path=exchange.scope["path"])
+            _logger.exception("request_failed", path=names.loggable(exchange.scope["path"]))
             await exchange.refuse(500, "internal_error", ParshallError.default)
         finally:
-            scope, milliseconds = exchange.scope, round((time.perf_counter() - began) * 1000, 1)
-            _logger.info(
-                "request", method=scope["method"], path=scope["path"], status=exchange.status, milliseconds=milliseconds
-            )
+            method, path = exchange.scope["method"], names.loggable(exchange.scope["path"])
+            milliseconds = round((time.perf_counter() - began) * 1000, 1)
+            _logger.info("request", method=method, path=path, status=exchange.status, milliseconds=milliseconds)
 
     async def _admitted(self, exchange: "_Exchange", headers: Headers) -> bool:
         """Whether the request goes on; where it does not, the refusal is sent."""
