@@ -50,7 +50,7 @@ def test_every_command_explains_itself_with_an_example(path: tuple[str, ...], co
 
 def test_all_promised_commands_are_there() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
-        *("audit", "up", "chat", "config", "version", "models list", "models install"),
+        *("audit", "up", "serve", "chat", "config", "version", "models list", "models install"),
         *(f"users {verb}" for verb in ("add", "list", "role", "passwd", "remove")),
         *(f"credits {verb}" for verb in ("grant", "balance", "statement")),
         *(f"prices {verb}" for verb in ("load", "list", "set")),
@@ -74,7 +74,7 @@ def test_the_version_is_printed(arguments: list[str]) -> None:
     assert (result.exit_code, result.stdout) == (0, f"parshall {__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["up", "--split"], ["up", "--workers", "2"]])
+@pytest.mark.parametrize("arguments", [["up", "--workers", "2"]])
 def test_what_comes_later_is_refused_in_one_sentence(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
@@ -83,7 +83,15 @@ def test_what_comes_later_is_refused_in_one_sentence(arguments: list[str]) -> No
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["up", "--port", "99999"], ["up", "--workers", "0"], ["users", "role", "ann", "king"]]
+    "arguments",
+    [
+        ["nonsense"],
+        ["up", "--port", "99999"],
+        ["up", "--workers", "0"],
+        ["up", "--split", "--port", "1"],
+        ["serve", "billing"],
+        ["users", "role", "ann", "king"],
+    ],
 )
 def test_a_wrong_call_is_exit_code_2(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
