@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +259,72 @@ def test_without_auth_those_who_are_logged_in_go_on(server: Server, caller: Call
         except httpx2.TransportError:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+@pytest.mark.soak
+def test_when_everything_is_killed_at_once_the_next_start_settles_what_ran(tmp_path: Path) -> None:
+    """kill -9 of the parent alone: its children end by themselves. Then of all of them, in mid-stream."""
+    with upstream() as url, serving(tmp_path, split=True, OPENAI_BASE_URL=url, **SETTINGS) as server:
+        server.customer("alice").close()
+        for alone in (True, False):
+            caller = server.user("alice", "alice-password")
+            session, children = caller.session(), [server.child(name) for name in SERVICES]
+            path = f"/api/chat/sessions/{session}/stream"
+            with caller.streaming("POST", path, {"message": "fake-n900-ms10"}) as (_, events):
+                stream_id = stream_id_of([next(events)])
+                next(events)
+                assert server.process is not None
+                if alone:
+                    server.process.kill()
+                    server.process.wait()
+                    assert psutil.wait_procs(children, timeout=20)[1] == []
+                else:
+                    server.kill()
+            server.start()
+            caller = server.user("alice", "alice-password")
+            receipt = caller.ended(stream_id)["receipt"]
+            assert (receipt["outcome"], receipt["settlement"]) == ("interrupted", "settled")
+            assert receipt["outputTokens"] == tokens_of(caller.resume(stream_id))
+            assert caller.balance()["reservedCredits"] == 0
+        assert server.stop()[0] == 0
+    check_ledger(tmp_path / "accounting.db")
+
+
+@pytest.mark.soak
+def test_accounting_dies_again_and_again_and_every_stream_is_charged_once(tmp_path: Path) -> None:
+    with upstream() as url, serving(tmp_path, split=True, OPENAI_BASE_URL=url, **SETTINGS) as server:
+        caller = server.customer("alice", credits=1000)
+        sessions, over = [caller.session() for _ in range(8)], threading.Event()
+        ended: list[str] = []
+
+        def ask(session: str) -> None:
+            own = Caller(server.url, services=server.services)
+            own.token = caller.token
+            while not over.is_set():
+                path = f"/api/chat/sessions/{session}/stream"
+                with own.http.stream("POST", path, json={"message": "fake-n40-ms10"}, headers=own.headers()) as answer:
+                    answer.read()
+                    assert answer.status_code in (200, 503), answer.text
+                    if answer.status_code == 200:
+                        ended.append(answer.headers["x-streaming-session-id"])
+                time.sleep(0.05)
+            own.close()
+
+        with ThreadPoolExecutor(8) as pool:
+            asking = [pool.submit(ask, session) for session in sessions]
+            for pause in (2, 3, 5, 4):
+                time.sleep(pause)
+                server.child("accounting").kill()
+            time.sleep(5)
+            over.set()
+            for each in asking:
+                each.result()
+        charged = sum(caller.ended(stream_id)["receipt"]["chargedCredits"] for stream_id in ended)
+        balance = caller.balance()
+        assert len(ended) > 16
+        assert 1000 - balance["totalCredits"] == pytest.approx(charged)
+        server.stop()
+    check_ledger(tmp_path / "accounting.db")
 
 
 # ── Start and stop ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -82,7 +82,15 @@ def test_what_does_not_go_together_is_refused_in_one_sentence(arguments: list[st
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["up", "--port", "99999"], ["up", "--workers", "0"], ["users", "role", "ann", "king"]]
+    "arguments",
+    [
+        ["nonsense"],
+        ["up", "--port", "99999"],
+        ["up", "--workers", "0"],
+        ["up", "--split", "--port", "1"],
+        ["serve", "billing"],
+        ["users", "role", "ann", "king"],
+    ],
 )
 def test_a_wrong_call_is_exit_code_2(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2

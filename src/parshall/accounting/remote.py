@@ -212,10 +212,13 @@ class RemotePrices:
     async def _ask(self) -> None:
         try:
             answer = await self._peer.call("GET", "/api/prices", _Prices)
-            self._known = [each.version() for each in answer.prices]
-        except (Unavailable, Refusal) as error:
+        except Refusal as refusal:
+            raise refusal.error() from refusal
+        except Unavailable:
             if not self._known:
-                raise error.error() if isinstance(error, Refusal) else error from error
+                raise
+        else:
+            self._known = [each.version() for each in answer.prices]
 
 
 def _micro(amount: Decimal) -> Credits:

@@ -27,6 +27,8 @@ TOKEN_SPENT = 2 / 3
 TOKEN_MARGIN_SECONDS = 10.0
 """A token is not used in its last seconds: clocks differ, and a call takes time."""
 TOKEN_RETRY_SECONDS = 2.0
+KEYS_SECONDS_MAX = 1.0
+"""How long auth may take to give its keys: requests wait for that, every few minutes, and known keys do as well."""
 PEOPLE_SECONDS_MAX = 10.0
 """How long a user is remembered: after so long a changed name or role shows everywhere."""
 PEOPLE_KEPT_MAX = 10_000
@@ -147,7 +149,7 @@ class RemoteAuth:
     async def key_set(self) -> KeySet:
         """The public keys in force: the KeySource of a TokenVerifier. Raises Unavailable."""
         try:
-            keys = await self._public.call("GET", "/.well-known/jwks.json", _Keys)
+            keys = await self._public.call("GET", "/.well-known/jwks.json", _Keys, within=KEYS_SECONDS_MAX)
             return KeySet.import_key_set({"keys": keys.keys})
         except Refusal as refusal:
             raise refusal.error() from refusal

@@ -30,6 +30,8 @@ FAILURES_MAX = 5
 """Failed attempts in a row after which a service is left alone, so that nobody waits for what is away."""
 OPEN_SECONDS = 1.0
 """How long; then one call tries it."""
+CONNECTIONS_MAX = 128
+"""To one service; further calls wait for one within their time."""
 KEEPALIVE_SECONDS = 4.0
 """Below the five seconds of the server: a request must not meet a connection that is just closing."""
 
@@ -90,15 +92,21 @@ class Peer:
         self._opened: aiohttp.ClientSession | None = None
 
     async def call(
-        self, method: str, path: str, into: type[T], *, headers: Mapping[str, str] | None = None, **request: Any
+        self,
+        method: str,
+        path: str,
+        into: type[T],
+        *,
+        headers: Mapping[str, str] | None = None,
+        within: float | None = None,
+        **request: Any,
     ) -> T:
-        """The answer as `into`; `request` is given to aiohttp (json, data, params).
+        """The answer as `into`, within CALL_SECONDS_MAX or so many; `request` is given to aiohttp (json, data, params).
 
         Raises Refusal for any other answer than a success, Unavailable where none can be had in time.
         """
-        seconds = seconds_left(CALL_SECONDS_MAX)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds_left(within or CALL_SECONDS_MAX)):
                 return await self._repeated(method, path, into, dict(headers or {}), request)
         except TimeoutError as error:
             raise self._away() from error
@@ -162,7 +170,7 @@ class Peer:
         if self._opened is None:
             self._opened = aiohttp.ClientSession(
                 headers={"User-Agent": "parshall", "Accept-Encoding": "identity"},
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, keepalive_timeout=KEEPALIVE_SECONDS),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS_MAX),
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
