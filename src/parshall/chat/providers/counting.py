@@ -1,6 +1,6 @@
 """How prompts are counted and cleaned before a provider sees them."""
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from parshall.chat.ports import Prompt
@@ -11,6 +11,8 @@ PROMPT_TOKENS = 8
 """What a template puts around the conversation: its beginning and the head of the answer."""
 COUNTED_CHARS_MAX = 65_536
 """Longer text is counted in pieces of this length, which may add one token a piece."""
+REMEMBERED_CHARS_MAX = 32
+"""Counts of text no longer than this are remembered: at most some 2 MiB of them."""
 
 
 @cache
@@ -28,6 +30,16 @@ def prepare() -> None:
 
 def count_text(text: str) -> int:
     """Tokens of `text` in o200k_base; control tokens written out in it count as the text that they are."""
+    return _count_short(text) if len(text) <= REMEMBERED_CHARS_MAX else _count(text)
+
+
+@lru_cache(maxsize=16_384)
+def _count_short(text: str) -> int:
+    """Answers come in pieces of a token or two, and the same ones again and again."""
+    return _count(text)
+
+
+def _count(text: str) -> int:
     encode = _encoding().encode_ordinary
     if len(text) <= COUNTED_CHARS_MAX:
         return len(encode(text))

@@ -12,6 +12,7 @@ import yarl
 from parshall.chat.ports import Delta, ModelCard, Prompt, ProviderFailure
 from parshall.chat.providers.counting import clean, count_prompt
 from parshall.chat.providers.openai_stream import Answer, garbage
+from parshall.chat.providers.patience import Patience
 from parshall.chat.providers.refusal import refusal
 from parshall.kernel.errors import StartupError
 
@@ -91,10 +92,10 @@ class OpenAIProvider:
         """The answer, all deltas of one read together. Raises ProviderFailure. Closing it closes the connection."""
         deadline = asyncio.get_running_loop().time() + self._first_token_seconds
         response = await self._ask(prompt, deadline)
-        answer = Answer()
+        answer, patience = Answer(), Patience(response, deadline)
         try:
             while not answer.done:
-                chunk = await self._read(response, answer, deadline)
+                chunk = await self._read(response, answer, patience)
                 if not chunk:
                     break
                 deltas = answer.read(chunk)
@@ -104,6 +105,7 @@ class OpenAIProvider:
             yield answer.end()
             await _drain(response)
         finally:
+            patience.close()
             response.close()
 
     async def close(self) -> None:
@@ -181,16 +183,14 @@ class OpenAIProvider:
         """Whether the server refused `max_tokens` by name, as OpenAI does for newer models; nothing was generated."""
         return status == 400 and b"max_completion_tokens" in body and prompt.model_id not in self._new_limit_name
 
-    async def _read(self, response: aiohttp.ClientResponse, answer: Answer, first_deadline: float) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, answer: Answer, patience: Patience) -> bytes:
         """The next bytes; none at the end, or where all that matters has been read. Raises ProviderFailure."""
-        deadline = first_deadline
         if answer.finished:
-            deadline = asyncio.get_running_loop().time() + TRAILER_SECONDS
+            patience.again(TRAILER_SECONDS)
         elif answer.begun:
-            deadline = asyncio.get_running_loop().time() + self._idle_seconds
+            patience.again(self._idle_seconds)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await response.content.readany()
+            return await response.content.readany()
         except _LOST as error:
             if answer.finished:
                 return b""

@@ -57,6 +57,11 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The payloads that `chunk` completes. Raises ProviderFailure on an event over EVENT_BYTES_MAX."""
+        if chunk.endswith(b"\n\n") and not self._rest and not self._data:
+            events = chunk[:-2].split(b"\n\n")  # as a rule a read holds whole events of one line each
+            if all(event.startswith(b"data:") and b"\n" not in event and b"\r" not in event for event in events):
+                self._limit(max(map(len, events)))
+                return [event[5:] for event in events]
         payloads: list[bytes] = []
         if b"\n" in chunk:
             if self._rest:
@@ -68,9 +73,12 @@ class EventReader:
             self._rest += rest
         else:
             self._rest += chunk
-        if len(self._rest) + self._data_bytes > EVENT_BYTES_MAX:
-            raise garbage(f"sent an event of more than {EVENT_BYTES_MAX} bytes")
+        self._limit(len(self._rest) + self._data_bytes)
         return payloads
+
+    def _limit(self, event_bytes: int) -> None:
+        if event_bytes > EVENT_BYTES_MAX:
+            raise garbage(f"sent an event of more than {EVENT_BYTES_MAX} bytes")
 
     def end(self) -> list[bytes]:
         """The payload that only the missing blank line kept back, if there is one."""

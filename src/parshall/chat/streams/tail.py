@@ -58,11 +58,16 @@ class Feed:
         for tail in tails:
             tail.cut(error)
 
-    def after(self, offset: int) -> list[bytes] | None:
+    def after(self, offset: int) -> Sequence[bytes] | None:
         """Frames after `offset` that are at hand; None where the log must be asked."""
-        skip = offset - (self.last - len(self.frames))
+        behind = self.last - offset
+        if behind == 1 and self.frames and not self.doubtful:
+            return (self.frames[-1],)
+        skip = len(self.frames) - behind
         if skip < 0 or self.doubtful:
             return None
+        if behind <= 0:
+            return ()
         if skip == 0 and len(self.frames) <= EVENTS_PER_READ_MAX:
             return list(self.frames)
         stop = min(len(self.frames), skip + EVENTS_PER_READ_MAX)
@@ -115,7 +120,9 @@ class FeedTail:
             if self._error is not None:
                 self.close()
                 raise type(self._error)(self._error.detail)  # one of its own: an exception belongs to one task
-            frames = await self._next()
+            frames = self._at_hand()
+            if frames is None:
+                frames = await self._next()
             if frames:
                 self._after += len(frames)
                 return frames
@@ -146,17 +153,19 @@ class FeedTail:
             self._timer = None
         self.wake()
 
+    def _at_hand(self) -> Sequence[bytes] | None:
+        """The next frames without asking the log; None where it must be asked."""
+        feed = self.feed
+        frames = None if feed is None else feed.after(self._after)
+        if feed is not None and frames is not None:
+            self.ended = feed.closed and not frames
+        return frames
+
     async def _next(self) -> Sequence[bytes]:
-        if self.feed is not None:
-            frames = self.feed.after(self._after)
-            if frames is not None:
-                self.ended = not frames and self.feed.closed
-                return frames
         frames, at_end = await self._read(self._stream_id, after=self._after, limit=EVENTS_PER_READ_MAX)
-        if not frames and self.feed is not None:
-            news = self.feed.after(self._after)  # what came while the log was asked woke nobody
+        if not frames:
+            news = self._at_hand()  # what came while the log was asked woke nobody
             if news is not None:
-                self.ended = not news and self.feed.closed
                 return news
         self.ended = at_end and not frames
         if not frames and not at_end and self.feed is None:
