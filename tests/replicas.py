@@ -22,7 +22,7 @@ from typing import Any
 from sqlalchemy import Connection, create_engine, select, text
 from tests.faultproxy import FaultProxy
 from tests.ledgers import check_ledger
-from tests.serving import ADMIN_PASSWORD, Caller, Server, text_of, tokens_of, upstream
+from tests.serving import ADMIN_PASSWORD, PARSHALL, Caller, Server, text_of, tokens_of, upstream
 from tests.valkey import Valkey
 
 from parshall.chat.store import messages, streams
@@ -174,6 +174,7 @@ def replicas(
     valkey: Valkey,
     *,
     each: Callable[[int], Mapping[str, str]] = lambda _replica: {},
+    program: tuple[str, ...] = (str(PARSHALL),),
     **settings: str,
 ) -> Iterator[Replicas]:
     """Running replicas, well; killed at the end where they still run. `each` gives the settings of one alone."""
@@ -187,7 +188,9 @@ def replicas(
             "OPENAI_MODELS": "fake,*",
             **settings,
         }
-        servers = [Server(home=folder / f"replica-{i}", settings=shared | dict(each(i))) for i in range(count)]
+        servers = [
+            Server(home=folder / f"replica-{i}", settings=shared | dict(each(i)), program=program) for i in range(count)
+        ]
         stack.callback(_end, servers)
         servers[0].start()  # alone: it makes the tables and the first administrator
         with ThreadPoolExecutor(count) as pool:

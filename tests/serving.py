@@ -34,6 +34,7 @@ class Server:
     port: int = 0
     process: subprocess.Popen[str] | None = None
     url: str = ""
+    program: tuple[str, ...] = (str(PARSHALL),)
     output: list[str] = field(default_factory=list)
     callers: "list[Caller]" = field(default_factory=list)
 
@@ -51,7 +52,7 @@ class Server:
 
     def start(self) -> "Server":
         """Start and wait until it answers; the port stays the same over restarts."""
-        command = [str(PARSHALL), "up", *self.arguments]
+        command = [*self.program, "up", *self.arguments]
         self.process = subprocess.Popen(
             command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

@@ -147,6 +147,23 @@ async def test_a_lease_excludes_others_until_it_expires(log: StreamLog, time: Ti
     assert adopted is not None and adopted.epoch == 2
 
 
+async def test_held_is_what_a_lease_runs_on(log: StreamLog, time: Time) -> None:
+    asked = [STREAM, OTHER]
+    assert await log.held(asked, at=time()) == set()
+    lease = await take(log, time=time, until=time() + 10 * SECOND)
+    await log.append(lease, frames(1, 1), first_offset=1)
+    assert await log.held(asked, at=time()) == {STREAM}
+    assert await log.held([OTHER], at=time()) == set()
+    assert await log.held(asked, at=time() + 10 * SECOND) == set()
+    renewed = await log.renew(lease, until=time() + 20 * SECOND)
+    assert await log.held(asked, at=time() + 10 * SECOND) == {STREAM}
+    await log.release(renewed)
+    assert await log.held(asked, at=time()) == set()
+    await log.close_stream(await take(log, time=time))
+    assert await log.held(asked, at=time()) == set()
+    assert await log.held([], at=time()) == set()
+
+
 async def test_a_stale_producer_can_neither_append_nor_close_nor_renew(log: StreamLog, time: Time) -> None:
     stale = await take(log, time=time, until=time() + SECOND)
     await log.append(stale, frames(1, 1), first_offset=1)

@@ -228,7 +228,12 @@ def test_a_reader_that_never_reads_does_not_hold_up_the_exit(scripted: str, tmp_
 def failing(server: Server, *words: str) -> str:
     """Start, expect exit code 1 and one sentence with these words; the sentence."""
     answer = subprocess.run(
-        [str(PARSHALL), "up"], env=server.environment(), capture_output=True, text=True, timeout=60, check=False
+        [str(PARSHALL), "up", *server.arguments],
+        env=server.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     said = answer.stderr.strip()
     assert answer.returncode == 1, answer

@@ -74,7 +74,7 @@ def test_the_version_is_printed(arguments: list[str]) -> None:
     assert (result.exit_code, result.stdout) == (0, f"parshall {__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["up", "--split"], ["up", "--workers", "2"]])
+@pytest.mark.parametrize("arguments", [["up", "--split"]])
 def test_what_comes_later_is_refused_in_one_sentence(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2

@@ -15,6 +15,7 @@ from parshall.app import compose, config
 from parshall.app.config import Settings
 from parshall.app.connection import connections
 from parshall.app.local import Parts, webhook
+from parshall.app.supervise import end_with_parent
 from parshall.app.sweeper import Sweeper
 from parshall.kernel import clock, telemetry
 from parshall.kernel.credits import MICRO, Credits
@@ -24,6 +25,8 @@ from parshall.kernel.tokens import Role
 FINISH_SECONDS_MAX = 2.0
 """After the drain time: what interrupting, settling and telling the readers may take."""
 LISTEN_BACKLOG = 2048
+ANNOUNCEMENT = "Parshall listens on"
+"""How the line begins that is printed once a process answers."""
 
 DEMO_USER = "demo"
 DEMO_PASSWORD = "demo-password"  # noqa: S105 - printed on purpose, on loopback only
@@ -32,18 +35,26 @@ DEMO_DAYS = 30
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def run(settings: Settings, *, demo: bool) -> int:
-    """Serve until SIGINT or SIGTERM; the exit code. Raises StartupError when it cannot start."""
+def run(settings: Settings, *, demo: bool, descriptor: int | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; the exit code. Raises StartupError when it cannot start.
+
+    `descriptor` is an open socket to listen on, in place of the settings' address.
+    """
     json = None if settings.log_format == "auto" else settings.log_format == "json"
     telemetry.configure(level=settings.log_level, json=json)
-    if demo and settings.host not in LOOPBACK:
-        raise StartupError("--demo makes a user with a known password, so it listens on 127.0.0.1 only.")
+    check_demo(settings, demo=demo)
     with (
-        contextlib.closing(_bind(settings.host, settings.port)) as bound,
+        contextlib.closing(_listening(settings, descriptor)) as bound,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         runner.run(_serve(settings, bound, demo=demo))
     return 0
+
+
+def check_demo(settings: Settings, *, demo: bool) -> None:
+    """Raises StartupError where the demo's user, whose password is known, could be reached from elsewhere."""
+    if demo and settings.host not in LOOPBACK:
+        raise StartupError("--demo makes a user with a known password, so it listens on 127.0.0.1 only.")
 
 
 class Server(uvicorn.Server):
@@ -90,7 +101,9 @@ async def _serve(settings: Settings, bound: socket.socket, *, demo: bool) -> Non
     async with compose.system(settings) as built:
         announcement = await _prepare(built.parts, settings, bound, demo=demo)
         async with _own_tasks(built):
-            await Server(_config(built), built, announcement).serve([bound])
+            server = Server(_config(built), built, announcement)
+            end_with_parent(lambda: server.handle_exit(signal.SIGTERM, None))
+            await server.serve([bound])
 
 
 @contextlib.asynccontextmanager
@@ -138,9 +151,7 @@ def _config(built: compose.System) -> uvicorn.Config:
 
 async def _prepare(parts: Parts, settings: Settings, bound: socket.socket, *, demo: bool) -> str:
     """Make the first users where they are missing; what to tell the operator."""
-    host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    lines = [f"Parshall listens on http://{shown}:{port}"]
+    lines = [f"{ANNOUNCEMENT} {url_of(bound)}"]
     lines += [f"{name} is not an option of this version and has no effect" for name in config.unknown_variables()]
     given = settings.admin_password
     generated = await parts.auth.ensure_admin(given.get_secret_value() if given else None)
@@ -163,7 +174,17 @@ async def _add_demo_user(parts: Parts) -> None:
         )
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def url_of(bound: socket.socket) -> str:
+    """Where that socket is reached."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _listening(settings: Settings, descriptor: int | None) -> socket.socket:
+    return bind(settings.host, settings.port) if descriptor is None else socket.socket(fileno=descriptor)
+
+
+def bind(host: str, port: int) -> socket.socket:
     """A bound socket, before anything else is set up: a busy port must not cost a model load. Raises StartupError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

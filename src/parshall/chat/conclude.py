@@ -31,7 +31,7 @@ class Concluder:
         """The three places in which an end is written. `on_end` hears of it before any reader does."""
         self._ledger = ledger
         self._log = stream_log
-        self._records = records
+        self.records = records
         self._on_end = on_end
 
     async def end(self, stream: Stream, ending: Ending, *, text: str, lease: Lease) -> Stream:
@@ -48,7 +48,7 @@ class Concluder:
         latest = time.monotonic() + END_SECONDS_MAX
         while True:
             try:
-                return await self._records.end(stream, ending, text=text, epoch=lease.epoch)
+                return await self.records.end(stream, ending, text=text, epoch=lease.epoch)
             except Unavailable as error:
                 if time.monotonic() > latest:
                     raise
@@ -84,10 +84,10 @@ class Concluder:
     async def seal(self, stream: Stream, lease: Lease) -> None:
         """Close a log that already has its terminal event."""
         await self._log.close_stream(lease)
-        await self._records.close(stream.id)
+        await self.records.close(stream.id)
 
     async def _keep(self, stream: Stream, settlement: Settlement) -> Stream:
-        await self._records.settle(stream.id, settlement)
+        await self.records.settle(stream.id, settlement)
         _logger.info(
             "stream_settled",
             stream=stream.id,

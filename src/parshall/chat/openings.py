@@ -18,7 +18,6 @@ from parshall.chat.meter import Meter
 from parshall.chat.model import DEFAULT_TITLE, Ask, ChatSession, Message, Stream, StreamActive, title_from
 from parshall.chat.ports import Lease, LeaseLost, LogAway, LogUnavailable, Prompt, Provider
 from parshall.chat.producers import Producers
-from parshall.chat.records import Records
 from parshall.chat.slots import Slots, too_many
 from parshall.chat.turn import Parts, Producer
 from parshall.chat.undoing import Undoing
@@ -65,7 +64,6 @@ class Openings:
         self,
         *,
         database: Database,
-        records: Records,
         catalog: Catalog,
         producers: Producers,
         parts: Parts,
@@ -75,7 +73,7 @@ class Openings:
     ) -> None:
         """`database` is chat's own, `owner` names this process in leases."""
         self._database = database
-        self._records = records
+        self._records = parts.concluder.records
         self._catalog = catalog
         self._producers = producers
         self._parts = parts
@@ -83,7 +81,7 @@ class Openings:
         self._limits = limits
         self._slots = slots
         self._tasks: dict[StreamId, asyncio.Task[None]] = {}
-        self._undoing = Undoing(records=records, ledger=parts.ledger, clock=parts.clock)
+        self._undoing = Undoing(records=self._records, ledger=parts.ledger, clock=parts.clock)
         self.closed = False
         """Whether this process takes no new streams."""
 

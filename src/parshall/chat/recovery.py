@@ -5,23 +5,19 @@ import contextlib
 import random
 from collections.abc import Container, Sequence
 
-from parshall.chat.conclude import Concluder
 from parshall.chat.frames import text_frame
 from parshall.chat.model import Ending, Outcome, Stream
 from parshall.chat.ports import (
     EVENTS_PER_READ_MAX,
     Lease,
     LeaseLost,
-    Ledger,
     LogAway,
     LogUnavailable,
-    StreamLog,
     TextDelta,
 )
 from parshall.chat.producers import Producers
-from parshall.chat.records import Records
+from parshall.chat.turn import Parts
 from parshall.kernel import sse
-from parshall.kernel.clock import Clock
 from parshall.kernel.errors import ParshallError
 from parshall.kernel.ids import StreamId
 from parshall.kernel.metering import Usage, UsageSource
@@ -37,26 +33,15 @@ _logger = log("streams")
 class Recovery:
     """Finishes streams that no running producer will."""
 
-    def __init__(
-        self,
-        *,
-        producers: Producers,
-        openings: Container[StreamId],
-        stream_log: StreamLog,
-        ledger: Ledger,
-        records: Records,
-        concluder: Concluder,
-        owner: str,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, parts: Parts, *, producers: Producers, openings: Container[StreamId], owner: str) -> None:
         """`producers` are those of this process, and `openings` what it is about to produce: both are left alone."""
         self._producers = producers
         self._openings = openings
-        self._log = stream_log
-        self._ledger = ledger
-        self._records = records
-        self._concluder = concluder
-        self._clock = clock
+        self._log = parts.stream_log
+        self._ledger = parts.ledger
+        self._concluder = parts.concluder
+        self._records = parts.concluder.records
+        self._clock = parts.clock
         self._owner = owner
         self._moving: set[StreamId] = set()
 
@@ -126,6 +111,10 @@ class Recovery:
             return await self._note_closed(stream)
         try:
             logged = await self._logged(stream)
+            if stream.ending is None and not logged.events:
+                await self._undo(stream)
+                await self._log.close_stream(lease)  # who waits for the first event must not wait for ever
+                return True
             if stream.ending is None:
                 await self._adopt(stream, lease, logged)
             else:

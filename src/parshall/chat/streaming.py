@@ -55,21 +55,21 @@ class Streaming:
         slots = Slots(per_user=limits.streams_per_user_max, in_all=limits.streams_max)
         self.producers = Producers(stream_log, clock=clock, lease_seconds=limits.lease_seconds, on_end=slots.release)
         concluder = Concluder(ledger=ledger, stream_log=stream_log, records=self.records, on_end=slots.release)
+        failover = Failover(catalog=catalog, ledger=ledger, records=self.records, slice_tokens=limits.slice_tokens)
         parts = Parts(
             ledger=ledger,
             stream_log=stream_log,
+            peers=peers,
             concluder=concluder,
-            failover=Failover(catalog=catalog, ledger=ledger, records=self.records, slice_tokens=limits.slice_tokens),
+            failover=failover,
             retries=limits.retries,
             clock=clock,
             slice_tokens=limits.slice_tokens,
             stream_seconds_max=limits.stream_seconds_max,
             grace_seconds=limits.grace_seconds,
-            peers=peers,
         )
         self.openings = Openings(
             database=database,
-            records=self.records,
             catalog=catalog,
             producers=self.producers,
             parts=parts,
@@ -77,16 +77,7 @@ class Streaming:
             limits=limits,
             slots=slots,
         )
-        self._recovery = Recovery(
-            producers=self.producers,
-            openings=self.openings,
-            stream_log=stream_log,
-            ledger=ledger,
-            records=self.records,
-            concluder=concluder,
-            owner=owner,
-            clock=clock,
-        )
+        self._recovery = Recovery(parts, producers=self.producers, openings=self.openings, owner=owner)
         peers.listen(self.producers.stop)
         self.ask = self.openings.ask
 

@@ -56,12 +56,15 @@ def root(
 @app.command()
 def up(
     split: Annotated[bool, typer.Option("--split", help="Each service as a process of its own.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that serve chat.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Processes that share the port; needs PostgreSQL and Valkey.")
+    ] = 1,
     demo: Annotated[bool, typer.Option("--demo", help="Make users and credits to try it out with.")] = False,
     host: Annotated[str | None, typer.Option(help="Address to listen on (default: PARSHALL_HOST).")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one (default: PARSHALL_PORT).")
     ] = None,
+    descriptor: Annotated[int | None, typer.Option(min=3, hidden=True)] = None,
 ) -> None:
     """Serve everything on one port until Ctrl-C.
 
@@ -69,12 +72,14 @@ def up(
     """
     if split:
         raise Usage(f"--split {LATER}")
-    if workers > 1:
-        raise Usage(f"--workers {workers} {LATER}")
     from parshall.app import config as configuration  # the server's imports are heavy: only who serves pays for them
     from parshall.app import server
+    from parshall.app import workers as several
 
-    raise typer.Exit(server.run(configuration.load(host=host, port=port), demo=demo))
+    settings = configuration.load(host=host, port=port)
+    if workers > 1:
+        raise typer.Exit(several.run(settings, workers, demo=demo))
+    raise typer.Exit(server.run(settings, demo=demo, descriptor=descriptor))
 
 
 @app.command()
