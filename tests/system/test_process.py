@@ -186,7 +186,7 @@ def test_a_stop_in_mid_stream_ends_readers_cleanly_settles_and_exits_in_time(
         server.start()
         caller = server.user("alice", "alice-password")
         events = caller.resume(stream_id)
-        assert b"".join(event.data.encode() + b"\n\n" for event in events[-1:]) in seen
+        assert f"data: {events[-1].data}\nid: {events[-1].id}\n\n".encode() in seen
         assert caller.balance()["reservedCredits"] == 0
         caller.close()
 
