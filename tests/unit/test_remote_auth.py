@@ -1,6 +1,7 @@
 """Auth over HTTP: tokens renewed ahead and once, keys that outlast an outage, people, and API keys."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ async def test_a_user_is_found_by_id_name_or_address_and_remembered(world: World
         assert await world.remote.find_user(who) == world.alice
         assert await world.remote.resolve(who) == world.alice.id
     asked = world.wire.requests
-    assert await world.remote.find_user("alice") == world.alice
+    assert await world.remote.resolve("alice") == world.alice.id
     assert world.wire.requests == asked
 
 
@@ -147,11 +148,18 @@ async def test_nobody_else_is_found(world: World, who: str) -> None:
         await world.remote.find_user(who)
 
 
-async def test_a_new_name_shows_after_a_while(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_module, "PEOPLE_SECONDS_MAX", 0)
-    await world.remote.find_user(world.alice.id)
+async def test_a_role_is_that_of_now_and_a_name_that_of_a_while_ago(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.remote.find_user("alice")
+    await world.remote.resolve("alice")
     await world.auth.set_role("alice", Role.SUPERVISOR)
-    assert (await world.remote.find_user(world.alice.id)).role is Role.SUPERVISOR
+    assert (await world.remote.find_user("alice")).role is Role.SUPERVISOR
+    await world.auth.update_profile(world.alice.id, username="alicia", email=None)
+    assert await world.remote.resolve("alice") == world.alice.id
+    monkeypatch.setattr(world.remote, "_people", OrderedDict(alice=(world.alice.id, 0.0)))
+    with pytest.raises(NotFound):
+        await world.remote.resolve("alice")
 
 
 async def test_an_api_key_is_exchanged_and_a_wrong_one_refused(world: World) -> None:

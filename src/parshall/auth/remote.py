@@ -30,7 +30,7 @@ TOKEN_RETRY_SECONDS = 2.0
 KEYS_SECONDS_MAX = 1.0
 """How long auth may take to give its keys: requests wait for that, every few minutes, and known keys do as well."""
 PEOPLE_SECONDS_MAX = 10.0
-"""How long a user is remembered: after so long a changed name or role shows everywhere."""
+"""How long it is remembered whose a name or address is. What somebody may do is asked anew each time."""
 PEOPLE_KEPT_MAX = 10_000
 
 _logger = log("peers")
@@ -138,7 +138,7 @@ class RemoteAuth:
         self._public = Peer("auth", url)
         self.tokens = ServiceTokens(self._public, name=name, secret=secret)
         self._private = Peer("auth", url, tokens=self.tokens)
-        self._people: OrderedDict[str, tuple[User, float]] = OrderedDict()
+        self._people: OrderedDict[str, tuple[UserId, float]] = OrderedDict()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -172,24 +172,25 @@ class RemoteAuth:
             raise refusal.error(TooManyRequests) from refusal
 
     async def find_user(self, who: str) -> User:
-        """The user with this id, username or e-mail address, remembered for a while. Raises NotFound, Unavailable."""
-        known = self._people.get(who)
-        if known is not None and known[1] > time.monotonic():
-            return known[0]
+        """The user with this id, username or e-mail address as auth knows them now. Raises NotFound, Unavailable."""
         if model.handle(who) is None:
             raise NotFound("There is no such user; give an id, a username or an e-mail address.")
         try:
             answer = await self._private.call("GET", f"/api/admin/users/{quote(who, safe='@')}", _One)
         except Refusal as refusal:
             raise refusal.error(NotFound) from refusal
-        self._people[who] = (user := answer.user.user()), time.monotonic() + PEOPLE_SECONDS_MAX
-        if len(self._people) > PEOPLE_KEPT_MAX:
-            self._people.popitem(last=False)
-        return user
+        return answer.user.user()
 
     async def resolve(self, who: str) -> UserId:
-        """The id of the user with this id, username or e-mail address. Raises NotFound, Unavailable."""
-        return (await self.find_user(who)).id
+        """The id of the user with this id, name or address, remembered for a while. Raises NotFound, Unavailable."""
+        known = self._people.get(who)
+        if known is not None and known[1] > time.monotonic():
+            return known[0]
+        user_id = (await self.find_user(who)).id
+        self._people[who] = user_id, time.monotonic() + PEOPLE_SECONDS_MAX
+        if len(self._people) > PEOPLE_KEPT_MAX:
+            self._people.popitem(last=False)
+        return user_id
 
     async def users_page(self, *, query: str = "", limit: int = model.USERS_PER_PAGE_MAX) -> tuple[list[User], int]:
         """The first users whose name or address contains `query`, and how many there are. Raises Unavailable."""
