@@ -12,8 +12,8 @@ from tests.serving import Server, text_of
 
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS
 
-HEAD = 1.5
-BODY = 1.5
+HEAD = 1.0
+BODY = 1.0
 """Seconds that the server under test gives a header and a body."""
 HOST = b"Host: parshall.example\r\n"
 VERSION = b"GET /api/version HTTP/1.1\r\n" + HOST + b"\r\n"

@@ -17,7 +17,7 @@ from tests.naughty import FORGED, NAUGHTY
 from tests.serving import ADMIN_PASSWORD, PARSHALL, Server
 
 PROVIDER_KEY = "sk-provider-1f2e3d4c5b6a7988"
-SHARE = 20
+SHARE = 36
 """In the usual run each operation meets one in so many of the strings, and each string one in so many operations."""
 KINDS = ("application/json", "application/problem+json", "text/event-stream")
 OUR_IDS = ("x-streaming-session-id", "content-type")
@@ -149,7 +149,7 @@ def run(fuzz: Fuzz, share: int) -> None:
 
 def test_no_string_in_any_place_breaks_anything_or_forges_a_line_of_the_log(fuzz: Fuzz) -> None:
     run(fuzz, SHARE)
-    assert fuzz.count > 900
+    assert fuzz.count > 500
 
 
 @pytest.mark.soak
@@ -203,7 +203,7 @@ def test_no_secret_is_in_any_line_that_the_server_wrote(fuzz: Fuzz, tmp_path: Pa
         *(login["accessToken"], login["refreshToken"], again["accessToken"], again["refreshToken"]),
         *pem.strip().splitlines()[1:-1],
     }
-    for secret, operation in itertools.product(sorted(secrets), fuzz.at.operations()[::8]):
+    for secret, operation in itertools.product(sorted(secrets), fuzz.at.operations()[::16]):
         for place, name in fuzz.places(operation):
             if place != "path" or len(secret) == 43 or secret.startswith(("eyJ", "parshall_")):
                 fuzz.send(operation, place, name, secret)

@@ -21,6 +21,10 @@ class MalformedJson(Invalid):
     title = "Malformed JSON"
     default = "The body is not valid JSON in UTF-8; correct it and send it again."
 
+    def __init__(self, detail: str | None = None, /) -> None:
+        """Told like any other failure of validation, of the body as a whole."""
+        super().__init__(detail, errors=[{"path": "body", "message": detail or self.default}])
+
 
 class StrictRoute(APIRoute):
     """A route whose body is JSON of one meaning: no member twice, no NaN, at most JSON_DEPTH_MAX deep."""
