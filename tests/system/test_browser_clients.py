@@ -71,7 +71,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context()
+    context = browser.new_context(bypass_csp=True)  # the page stands for one of somebody else, with a policy of its own
     made = context.new_page()
     made.set_default_timeout(READ_MILLISECONDS_MAX)
     yield made
