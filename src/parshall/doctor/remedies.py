@@ -95,8 +95,8 @@ _SPECIAL: dict[Front, dict[Check, str]] = {
         Check.COMPRESSION: "Cloudflare: keep Cache-Control: no-transform, and a Compression Rule without /api/.",
         Check.BUFFERING: "Cloudflare: turn Response Buffering off (Enterprise) and take Workers that read the body off "
         "/api/.",
-        Check.COMPLETE: "Cloudflare: the first byte must come within 100 s (error 524); events must go on after that.",
-        Check.IDLE: "Cloudflare: let the server's pings pass; a proxied connection is cut after 100 s without a byte.",
+        Check.COMPLETE: "Cloudflare: more than 120 s without a byte from the server end a response (error 524).",
+        Check.IDLE: "Cloudflare: let the server's pings pass; it cuts after 120 s without a byte from the server.",
         Check.NOT_CACHED: "Cloudflare: a Cache Rule for /api/* with Bypass cache, before any Cache Everything.",
         Check.ID_PRESENT: "Cloudflare: take X-Streaming-Session-Id out of Transform Rules that remove headers.",
         Check.CORS: "Cloudflare: take Transform Rules and Workers that set Access-Control-* off /api/.",
@@ -115,8 +115,7 @@ _SPECIAL: dict[Front, dict[Check, str]] = {
         Check.COMPLETE: "API Gateway: the integration timeout (29 or 30 s by default) cuts longer answers; raise or "
         "avoid it.",
         Check.IDLE: "API Gateway: idle connections are cut after 30 s (edge) to 5 min; use a regional endpoint.",
-        Check.ID_PRESENT: "API Gateway: map X-Streaming-Session-Id in the integration response; some headers come as "
-        "x-amzn-remapped-…",
+        Check.ID_PRESENT: "API Gateway: use a proxy integration, which passes the server's headers.",
         Check.CORS: "API Gateway: its own CORS setting replaces the server's; name origins, methods, and the headers "
         "to expose.",
         Check.PREFLIGHT: "API Gateway: OPTIONS must not need an authorizer; name Last-Event-ID among the allowed "
