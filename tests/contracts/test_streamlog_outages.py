@@ -286,7 +286,7 @@ def connections(server: Valkey) -> set[bytes]:
 
 
 async def test_a_half_open_line_is_given_up(mortal: Valkey, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parshall.chat.streams.following.HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("parshall.chat.streams.line.HEARTBEAT_SECONDS", 0.2)
     async with opened(mortal.url, time) as log, opened(mortal.url, time) as elsewhere:
         await take(log, time=time)
         tail = await elsewhere.tail(STREAM, after=0, silence_seconds=60)
