@@ -48,6 +48,7 @@ PATHS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/api/prices": (ADMIN, {"modelId": "fake", "input": 1, "output": 1}),
     "/api/chat/sessions": (OWN, {"title": "of mallory"}),
     "/api/models": (OWN, None),
+    "/api/chat/streams/silence": (OWN, None),
     "/api/models/recommend": (OWN, {}),
     "/api/auth/api-keys/{key_id}": (OTHERS, None),
     "/api/streaming-sessions/{session_id}/receipt": (OTHERS, None),
@@ -67,6 +68,7 @@ PATHS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/api/streaming-sessions/reprice": (SERVICE, {"modelId": "fake", "maxOutputTokens": 1}),
     "/api/streaming-sessions/finalize": (SERVICE, {"actualTokens": 1, "success": True}),
     "/api/streaming-sessions/abort": (SERVICE, {"tokensGenerated": 1}),
+    "/api/streaming-sessions/void": (SERVICE, {}),
     "/api/usage/record": (SERVICE, {"service": "x", "operation": "y", "credits": 1}),
     "/api/usage/stats/{user_id}": (SUPERVISOR, None),
     "/api/usage/system-stats": (ADMIN, None),
@@ -247,7 +249,8 @@ def test_anothers_stream_id_neither_attaches_nor_tells_that_it_is_there(town: To
         assert MARK not in answer.text
         assert "w0" not in answer.text
     told = []
-    for named in (town.names["stream_id"], f"stream-1620847252-{'0' * 32}"):
+    nobodys = town.names["stream_id"][:-4] + "0000"  # as old as the other: how old an id says it is, is no secret
+    for named in (town.names["stream_id"], nobodys):
         body = {"completeResponse": "", "streamingSessionId": named, "tokensUsed": 1}
         answer = town.mallory.http.post(f"{ours}/update-stream", headers=town.mallory.headers(), json=body)
         told.append((answer.status_code, answer.json()["code"], answer.json()["detail"].replace(named, "")))

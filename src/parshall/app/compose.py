@@ -235,13 +235,18 @@ def _add_operations(app: FastAPI, built: System) -> None:
 async def _down(built: System) -> list[str]:
     """What keeps this process from serving; empty when nothing does. Another service that is away does not."""
     down = ["draining"] if built.chatting and built.chatting.service.streaming.draining else []
-    for name, check in _checks(built):
-        try:
-            async with asyncio.timeout(HEALTH_SECONDS_MAX):
-                await check()
-        except Exception:
-            down.append(name)
-    return down
+    checks = tuple(_checks(built))
+    fine = await asyncio.gather(*(_is_fine(check) for _, check in checks))
+    return down + [name for (name, _), is_fine in zip(checks, fine, strict=True) if not is_fine]
+
+
+async def _is_fine(check: Callable[[], Awaitable[None]]) -> bool:
+    try:
+        async with asyncio.timeout(HEALTH_SECONDS_MAX):
+            await check()
+    except Exception:
+        return False
+    return True
 
 
 def _checks(built: System) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
