@@ -147,6 +147,17 @@ def test_a_page_runs_no_script_but_ours_and_says_nothing_that_the_request_said(h
     assert ("<script" in answer.text) is bool(scripts)
 
 
+@pytest.mark.parametrize(
+    "path", ["/api/profile/", "/docs/", "//evil.example/", "/api/auth/login/", "/%2f%2fevil.example/"]
+)
+def test_nothing_redirects(http: httpx2.Client, path: str) -> None:
+    """A redirect would say what Host said, and lead from https to http behind a proxy."""
+    for method in ("GET", "POST"):
+        answer = http.request(method, str(http.base_url).rstrip("/") + path, headers={"Host": "evil.example"})
+        assert answer.status_code in (401, 404, 405)
+        assert "location" not in answer.headers
+
+
 def test_every_answer_with_a_credential_is_kept_by_nobody(http: httpx2.Client) -> None:
     login = log_in(http)
     headers = {"Authorization": f"Bearer {login.json()['accessToken']}"}

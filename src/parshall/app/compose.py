@@ -151,6 +151,7 @@ def application(built: System) -> ASGIApp:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         responses=PROBLEMS,
+        redirect_slashes=False,  # a redirect says what Host said, and over plain HTTP
     )
     _add_pages(app)
     patch_fastapi(app, redirect_from_root_to_docs=False)  # its files for /docs: it must work offline
