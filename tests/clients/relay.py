@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 PIECE_BYTES = 65_536
+WITHIN_BYTES = 10
+"""So far behind the beginning of its data an event is cut: between two events nothing would be lost anyway."""
 ARRIVAL_SECONDS = 0.02
 """What was sent before a reset has this long to be read."""
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Relay:
-    """Passes bytes both ways; each next stream is reset after as many bytes of its body as the next of `cuts`."""
+    """Passes bytes both ways; each next stream is reset within an event, after as many bytes or more as `cuts` say."""
 
     def __init__(self, port: int, cuts: Iterable[int]) -> None:
         """`port` is the server's, on the loopback. Once the cuts are used up nothing is cut any more."""
@@ -61,8 +63,9 @@ class Relay:
             if left is None and b"text/event-stream" in piece and self.cuts:
                 head = piece.index(b"\r\n\r\n", piece.index(b"text/event-stream")) + 4
                 left = head + self.cuts.popleft()
-            if left is not None and len(piece) >= left:
-                answer.write(piece[:left])
+            at = -1 if left is None else piece.find(b"data: ", max(left, 0))
+            if at >= 0:
+                answer.write(piece[: at + WITHIN_BYTES])
                 await answer.drain()
                 await asyncio.sleep(ARRIVAL_SECONDS)
                 _reset(answer)

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from tests.replicas import replicas
 from tests.scripted import Script
 from tests.serving import stream_id_of, text_of
 from tests.valkey import Valkey
 
 
+@pytest.mark.soak
 def test_replicas_serve_each_others_users_and_streams_and_the_balancer_skips_the_dead(
     tmp_path: Path, postgres_url: str, valkey: Valkey
 ) -> None:

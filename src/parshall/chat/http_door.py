@@ -5,7 +5,6 @@ about a request (a body that does not validate, a query, another type of content
 so that there is one place that says what is wrong with it.
 """
 
-import json
 import re
 
 from fastapi import FastAPI, Request
@@ -16,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from parshall.chat.http_streams import StreamResponse, ask_stream, offset_of
 from parshall.chat.wire import AskBody
+from parshall.kernel.bodies import MalformedJson, parsed
 from parshall.kernel.errors import ParshallError
 from parshall.kernel.headers import LAST_EVENT_ID_HEADER, STREAM_ID_HEADER
 from parshall.kernel.http import current_user
@@ -72,8 +72,8 @@ def _body(request: Request, content: bytes) -> AskBody | None:
     if request.headers.get("content-type", "").lower() not in _JSON:
         return None
     try:
-        return AskBody.model_validate(json.loads(content))
-    except (ValidationError, ValueError, RecursionError):
+        return AskBody.model_validate(parsed(content))
+    except (ValidationError, MalformedJson):
         return None
 
 
