@@ -5,21 +5,20 @@ import contextlib
 import itertools
 import os
 import re
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+from tests.clients.programs import BROWSERS, had
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 START_SECONDS_MAX = 30
 WAIT_SECONDS_MAX = 40
 
 
 def binary() -> str | None:
-    """The program, where there is one."""
-    return next((found for name in NAMES if (found := shutil.which(name))), None)
+    """The program, where there is one or one can be had."""
+    return had(BROWSERS, ("chromium",))
 
 
 class Page:

@@ -5,7 +5,6 @@ import datetime
 import ipaddress
 import os
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -17,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.clients.programs import had
 
 CONFIGURATION = Path(__file__).parents[1] / "deploy" / "nginx" / "parshall.conf"
 START_SECONDS_MAX = 10
@@ -27,11 +27,7 @@ _TRIED: list[str | None] = []
 def binary() -> str | None:
     """The program; installed from the distribution's packages where that is possible and it is not there yet."""
     if not _TRIED:
-        path = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"
-        if shutil.which("nginx", path=path) is None and os.geteuid() == 0 and shutil.which("apt-get"):
-            for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "nginx-light"]):
-                subprocess.run(command, capture_output=True, timeout=90, check=False)
-        _TRIED.append(shutil.which("nginx", path=path))
+        _TRIED.append(had(("nginx",), ("nginx-light",)))
     return _TRIED[0]
 
 

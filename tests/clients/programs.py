@@ -50,7 +50,8 @@ def _install_modules() -> None:
         stamp.touch()
 
 
-def _program(names: tuple[str, ...], packages: tuple[str, ...]) -> str:
+def had(names: tuple[str, ...], packages: tuple[str, ...]) -> str | None:
+    """The path of a program; installed from the distribution's packages where that may be; None where it is not."""
     found = _find(names)
     if found is None and _may_install():
         with _alone():
@@ -58,6 +59,11 @@ def _program(names: tuple[str, ...], packages: tuple[str, ...]) -> str:
             if found is None:
                 _install(packages)
                 found = _find(names)
+    return found
+
+
+def _program(names: tuple[str, ...], packages: tuple[str, ...]) -> str:
+    found = had(names, packages)
     if found is None:
         _missing(f"{' or '.join(names)} is not here", in_ci=_may_install())
     assert found is not None
@@ -65,7 +71,8 @@ def _program(names: tuple[str, ...], packages: tuple[str, ...]) -> str:
 
 
 def _find(names: tuple[str, ...]) -> str | None:
-    return next((path for name in names if (path := shutil.which(name))), None)
+    folders = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    return next((path for name in names if (path := shutil.which(name, path=folders))), None)
 
 
 def _may_install() -> bool:
@@ -78,7 +85,8 @@ def _install(packages: tuple[str, ...]) -> None:
     quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for words in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
         command = ["apt-get", *options, *words]
-        subprocess.run(command, env=quiet, capture_output=True, timeout=INSTALL_SECONDS_MAX)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, env=quiet, capture_output=True, timeout=INSTALL_SECONDS_MAX)
 
 
 def _missing(reason: str, *, in_ci: bool) -> None:
