@@ -100,9 +100,10 @@ class Replicas:
         return f"http://127.0.0.1:{self.front.port}"
 
     def user(self, name: str = "admin", password: str = "", *, replica: int | None = None) -> Caller:
-        """A logged-in caller of one replica, or by way of the balancer, where each request is a connection."""
+        """A logged-in caller of one replica, or by way of the balancer. Each request is a connection: one that was kept
+        may be closed by a busy server at the very moment of its use."""
         url = self.url if replica is None else self.servers[replica].url
-        caller = Caller(url, keep_alive=replica is not None)
+        caller = Caller(url, keep_alive=False)
         self.callers.append(caller)
         caller.login(name, password or (ADMIN_PASSWORD if name == "admin" else f"{name}-password"))
         return caller

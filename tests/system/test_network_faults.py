@@ -151,7 +151,6 @@ def check_whole(stage: Stage) -> None:
     assert stage.caller.balance()["reservedCredits"] == 0
 
 
-@pytest.mark.soak  # what its caller keeps alive may be closed by a busy server at the very moment of its use
 def test_over_every_fault_each_answer_arrives_whole_and_is_charged_once(stage: Stage) -> None:
     records, log = stage.links
     for fault, down in ((SLOW, (records, log)), (CUT, (records, log)), (RESET, (log,)), (REFUSAL, (records, log))):

@@ -18,6 +18,7 @@ from parshall.accounting.service import Accounting
 from parshall.chat import openings
 from parshall.chat.model import Outcome, StreamActive, StreamForgotten
 from parshall.chat.openings import Limits
+from parshall.chat.peers import Elsewhere, NoPeers
 from parshall.chat.ports import LeaseLost
 from parshall.chat.slots import TooManyStreams
 from parshall.chat.streams import peers as shared_peers
@@ -423,3 +424,47 @@ async def test_an_opening_that_slept_and_was_undone_is_refused(
 
 async def reserved(accounting: Accounting) -> int:
     return (await accounting.balance(USER)).reserved
+
+
+# ── What the others do not answer ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Mute(NoPeers):
+    """Peers of whom nobody ever says who reads there."""
+
+    shared = True
+
+    async def elsewhere(self, stream_id: StreamId) -> Elsewhere:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody answers")
+
+
+async def test_an_end_waits_for_nobody_who_does_not_say_how_far_they_read(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parshall.chat.audience.ASK_SECONDS_MAX", 0.05)
+    async with rig(tmp_path, engine, peers=Mute()) as alone:
+        await alone.grant(10)
+        events = await alone.read(await alone.ask(await alone.session(), "fake-n3"))
+        assert events[-1].event == "done"
+
+
+async def test_whoever_gives_up_waiting_for_a_stop_leaves_nothing_behind(
+    pair: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = pair
+
+    async def unheard(stream_id: StreamId) -> bool:
+        return True
+
+    monkeypatch.setattr(two.streaming._peers, "stop", unheard)
+    stream_id = await one.ask(await one.session(), "fake-n100-ms10")
+    await chunks(two, stream_id, 3)
+    stopping = asyncio.create_task(two.streaming.stop(await two.streaming.find(stream_id, caller=ALICE)))
+    feeds = two.log._following._feeds  # type: ignore[attr-defined]
+    async with asyncio.timeout(5):
+        while stream_id not in feeds or not feeds[stream_id].tails:
+            await asyncio.sleep(0.01)
+    stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
+    assert stream_id not in feeds or not feeds[stream_id].tails

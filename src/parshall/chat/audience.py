@@ -1,6 +1,7 @@
 """Who reads a stream and how far; with the last reader that leaves, a stream may end."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from parshall.chat.peers import Elsewhere
@@ -10,6 +11,9 @@ from parshall.kernel.telemetry import log
 
 ASK_AGAIN_SECONDS = 1.0
 """While others read a stream that nobody here does: how often they are looked for."""
+
+ASK_SECONDS_MAX = 0.5
+"""The end of a stream waits no longer to hear how far others have read: what is charged does not depend on it."""
 
 _logger = log("streams")
 
@@ -67,6 +71,12 @@ class Audience:
             return None
         self.delivered(found.offset)
         return found
+
+    async def hear(self) -> None:
+        """Hear how far readers in other processes were sent, if that is told soon."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ASK_SECONDS_MAX):
+                await self.ask()
 
     async def close(self) -> None:
         """Wait no longer, whoever comes or goes."""

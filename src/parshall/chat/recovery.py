@@ -55,12 +55,20 @@ class Recovery:
             try:
                 left = await self._left(page)
                 for start in range(0, len(left), MOVES_AT_ONCE):
-                    some = left[start : start + MOVES_AT_ONCE]
-                    moved += sum(await asyncio.gather(*(self._try(stream_id, undo_before) for stream_id in some)))
+                    moved += await self._try_all(left[start : start + MOVES_AT_ONCE], undo_before)
             except LogAway as error:  # nothing of the rest could be moved on either
                 _logger.warning("sweep_cut_short", reason=error.detail)
                 break
         return moved
+
+    async def _try_all(self, stream_ids: Sequence[StreamId], undo_before: int) -> int:
+        """Move these on at once, each to its end; how many moved. Raises what one of them has raised."""
+        tries = (self._try(stream_id, undo_before) for stream_id in stream_ids)
+        results = await asyncio.gather(*tries, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results.count(True)
 
     async def rescue(self, stream_id: StreamId) -> bool:
         """End a stream now that nobody produces; whether it has moved on. Raises LogAway."""

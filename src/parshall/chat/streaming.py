@@ -145,12 +145,15 @@ class Streaming:
     async def _stop_elsewhere(self, stream: Stream) -> None:
         """Ask its producer again and again, for what is said may be lost; one without a producer is ended here."""
         tail = await self._log.tail(stream.id, after=END, silence_seconds=SILENCE_SECONDS)
-        with contextlib.suppress(TimeoutError, LogUnavailable):  # what has become of it, its record tells
+        try:
             async with asyncio.timeout(STOP_SECONDS_MAX):
                 while await self._peers.stop(stream.id) or not await self._recovery.rescue(stream.id):
                     if await _is_over(tail, STOP_AGAIN_SECONDS):
                         break
-        tail.close()
+        except (TimeoutError, LogUnavailable):
+            return  # what has become of it, its record tells
+        finally:
+            tail.close()
 
     # ── Running ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

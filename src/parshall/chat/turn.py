@@ -310,7 +310,7 @@ class Producer:
         """Keep the answer and settle it before anything waits for a log that is away; then close the log."""
         concluder = self._parts.concluder
         if self._parts.peers.shared:
-            await self.audience.ask()
+            await self.audience.hear()
         ended = await concluder.end(self.stream, self._ending(outcome), text="".join(self._texts), lease=self.lease)
         if await self._writer.finish():
             await concluder.close(ended, self.lease, next_offset=self._writer.next_offset)
