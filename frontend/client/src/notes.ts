@@ -72,7 +72,8 @@ export class Notes {
     const written = this.#tried((storage) => storage.getItem(key)) ?? "";
     try {
       const note: unknown = JSON.parse(written);
-      return isNote(note) && note.url === this.#url && key === NOTE_PREFIX + note.streamId ? unfinished(note) : undefined;
+      const isOurs = isNote(note) && note.url === this.#url && key === NOTE_PREFIX + note.streamId;
+      return isOurs ? unfinished(note) : undefined;
     } catch {
       return undefined;
     }

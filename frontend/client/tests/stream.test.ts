@@ -130,7 +130,8 @@ test("an aborted signal ends reading with its reason, at once, whatever is waite
   for (const connection of [never, down, answer(OPENED + A)]) {
     const { client } = scripted(connection);
     const over = new AbortController();
-    const reading = read(client.stream(SESSION, "What?", { signal: over.signal, onReconnect: () => over.abort("enough") }));
+    const options = { signal: over.signal, onReconnect: () => over.abort("enough") };
+    const reading = read(client.stream(SESSION, "What?", options));
     if (connection === never) over.abort("enough");
     await assert.rejects(reading, (error) => error === "enough");
   }
