@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
-from tests.badproxy import BadProxy, Wrong, bad_proxies
+from tests.badproxy import Wrong, bad_proxies
 from tests.clients.programs import chromium, typescript_client
 from tests.clients.proof import CUTS, Run, check_once, snippet
 from tests.clients.relay import relay

@@ -15,7 +15,10 @@ from tests.clients.typescript import given, play
 from tests.ledgers import check_ledger
 from tests.serving import Caller, Server, serving, text_of, upstream
 
+import parshall
+
 pytestmark = pytest.mark.timeout(600)  # the first of these tests may have to install what it runs
+
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[str]:
@@ -68,6 +71,7 @@ def test_the_laws_of_the_client_hold() -> None:
 def test_the_package_holds_what_it_exports_and_depends_on_nothing() -> None:
     folder = typescript_client()
     package = json.loads((folder / "package.json").read_text(encoding="utf-8"))
+    assert package["version"] == parshall.__version__
     assert not {"dependencies", "peerDependencies", "optionalDependencies"} & package.keys()
     command = ["npm", "pack", "--dry-run", "--ignore-scripts", "--json"]
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=True)
