@@ -133,8 +133,8 @@ export class Client {
   }
 
   /**
-   * Go on reading: what `unfinished` lists, from where its text ends, or any stream, after an offset (0 is all of it).
-   * The server keeps what it has answered; nothing is generated or charged anew.
+   * Go on reading: what `unfinished` lists, from where its text ends, or any stream, after an offset (0 is all of it;
+   * behind the last event nothing comes). The server keeps what it has answered; nothing is generated or charged anew.
    */
   resume(what: string | Unfinished, after = 0, options: ReadOptions = {}): Stream {
     if (!Number.isSafeInteger(after) || after < 0) throw new ParshallError("Offsets count from 0: give one of those.");

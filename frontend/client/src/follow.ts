@@ -20,12 +20,17 @@ export interface Course<T> {
   open(line: Line): Promise<Response>;
   /** Look at the head of an answer. Throws what no further attempt can help. */
   opened(response: Response): void;
-  /** The event to deliver, if it is a new one. Throws Cut where one is missing or damaged. */
-  take(raw: ServerEvent): { readonly event: T; readonly isLast: boolean } | undefined;
+  /** What is new in it, if anything; an end may come without. Throws Cut where an event is missing or damaged. */
+  take(raw: ServerEvent): Taken<T> | undefined;
   /** What may help after a refusal. */
   after(refused: ApiError): "at once" | "later" | "never";
   /** The connection is gone; the next one comes after a pause. */
   cut(): void;
+}
+
+export interface Taken<T> {
+  readonly event?: T;
+  readonly isLast: boolean;
 }
 
 export interface Reading {
@@ -78,7 +83,7 @@ async function* connection<T>(
         const taken = course.take(raw);
         if (taken === undefined) continue;
         outage.over();
-        yield taken.event;
+        if (taken.event !== undefined) yield taken.event;
         if (taken.isLast) return;
         signal.throwIfAborted();
       }

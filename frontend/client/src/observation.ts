@@ -2,7 +2,7 @@
 
 import type { ApiError } from "./errors.js";
 import { StreamIdMismatch } from "./errors.js";
-import { Cut, type Course } from "./follow.js";
+import { Cut, type Course, type Taken } from "./follow.js";
 import { isStreamId } from "./ids.js";
 import type { Line } from "./line.js";
 import type { ObservedEvent } from "./model.js";
@@ -32,7 +32,7 @@ export class Observation implements Course<ObservedEvent> {
     // The first notice has the id, also where no header may be read.
   }
 
-  take(raw: ServerEvent): { event: ObservedEvent; isLast: boolean } | undefined {
+  take(raw: ServerEvent): Taken<ObservedEvent> | undefined {
     const isNotice = NOTICES.has(raw.event);
     const offset = isNotice ? 0 : offsetOf(raw);
     const event = { offset, event: raw.event, data: parsed(raw) } as ObservedEvent;

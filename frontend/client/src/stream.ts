@@ -1,7 +1,7 @@
 // One stream, read to its end across disconnects, restarts and outages, each event exactly once.
 
 import { ApiError, ParshallError, StreamIdMismatch, isRecord } from "./errors.js";
-import { CLOSED, Cut, follow, type Course, type ReconnectHook } from "./follow.js";
+import { CLOSED, Cut, follow, type Course, type ReconnectHook, type Taken } from "./follow.js";
 import { isStreamId } from "./ids.js";
 import type { Line } from "./line.js";
 import type { Receipt, StreamEvent } from "./model.js";
@@ -11,6 +11,7 @@ import type { ServerEvent } from "./sse.js";
 
 const ID_HEADER = "X-Streaming-Session-Id";
 /** After these there is nothing to come back for; after others (401, say) there may be. */
+const LAST = new Set(["done", "error"]);
 const FINAL_STATUSES = new Set([400, 402, 403, 404, 409]);
 /** A deployment that restarts or a proxy in front of one: the same request may work in a moment. */
 const RETRIED_STATUSES = new Set([502, 503, 504]);
@@ -111,6 +112,8 @@ class StreamCourse implements Course<StreamEvent> {
   text: string;
   #sessionId: string;
   #wasAsked: boolean;
+  #isVain = false; // whether the connection that is open has brought nothing new
+  #back = 0;
 
   constructor(id: string, way: Way, place: Place, note: Note | undefined) {
     this.id = id;
@@ -123,25 +126,30 @@ class StreamCourse implements Course<StreamEvent> {
   }
 
   open(line: Line): Promise<Response> {
-    if (this.#wasAsked || this.#way.start === undefined) return this.#way.resume(this.offset, line);
+    if (this.#wasAsked || this.#way.start === undefined) {
+      return this.#way.resume(this.offset - this.#back, line);
+    }
     this.note?.begin();
     return this.#way.start(line);
   }
 
   /** Another origin's page may be shown no header, and a proxy may drop it: then the first event has the id. */
   opened(response: Response): void {
+    this.#isVain = true;
     const named = response.headers.get(ID_HEADER);
     if (named !== null) this.#check(named);
   }
 
-  take(raw: ServerEvent): { event: StreamEvent; isLast: boolean } | undefined {
+  take(raw: ServerEvent): Taken<StreamEvent> | undefined {
     const offset = offsetOf(raw);
+    if (offset > 0 && offset === this.offset && LAST.has(raw.event)) return { isLast: true };
     if (offset <= this.offset) return undefined;
     if (offset !== this.offset + 1) throw new Cut(`events are missing after ${this.offset}`);
     const event = { offset, event: raw.event, data: parsed(raw) } as StreamEvent;
-    const isLast = event.event === "done" || event.event === "error";
+    const isLast = LAST.has(raw.event);
     this.#learn(event);
     this.offset = offset;
+    this.#isVain = false;
     if (isLast) this.note?.end();
     else this.note?.follow(this.#sessionId, this.offset, this.text);
     return { event, isLast };
@@ -156,7 +164,10 @@ class StreamCourse implements Course<StreamEvent> {
     return RETRIED_STATUSES.has(refused.status) || (refused.status === 429 && this.#wasAsked) ? "later" : "never";
   }
 
+  /** Behind the last event nothing comes: after a connection without any, the one before is asked for again. */
   cut(): void {
+    this.#back = this.#isVain && this.offset > 0 ? 1 : 0;
+    this.#isVain = false;
     this.#wasAsked = true;
   }
 

@@ -122,15 +122,15 @@ export async function stop(given: Given): Promise<{ read: Read; receipt: unknown
   return { read, receipt: await stopping, stored: await client.receipt(stream.id) };
 }
 
-/** Read a stream, and resume it behind each of some offsets; the texts of the rests. */
+/** Read a stream, and resume it behind each of some offsets and behind its last event; the texts of the rests. */
 export async function resume(
   given: Given & { after: readonly number[] },
   show: Show,
 ): Promise<{ id: string; rests: string[] }> {
   const client = clientOf(given);
-  const { id } = await asking(client, given, show);
+  const { id, offsets } = await asking(client, given, show);
   const rests = await Promise.all(
-    given.after.map(async (after) => (await readAll(client, client.resume(id, after), [], show)).text),
+    [...given.after, offsets.length].map(async (after) => (await readAll(client, client.resume(id, after), [], show)).text),
   );
   return { id, rests };
 }

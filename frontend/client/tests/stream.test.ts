@@ -1,9 +1,18 @@
 // What a stream makes of connections that end, lie, fall silent, or are those of another stream.
 
 import assert from "node:assert/strict";
+import { createServer } from "node:http";
 import { test } from "node:test";
 
-import { ApiError, Client, StreamIdMismatch, StreamLost, Unreachable, type StreamEvent } from "parshall-client";
+import {
+  ApiError,
+  Client,
+  StreamIdMismatch,
+  StreamLost,
+  Unreachable,
+  newStreamId,
+  type StreamEvent,
+} from "parshall-client";
 
 const RETRY = { pauseMsMin: 1, pauseMsMax: 2, outageMsMax: 200, silenceMsMax: 50 };
 const SESSION = "chat";
@@ -53,7 +62,30 @@ test("events that come again are left out, and where one is missing it is asked 
   const stream = client.stream(SESSION, "What?");
   assert.equal(await read(stream), WHOLE);
   assert.equal(stream.text, "ab");
-  assert.deepEqual(asked, ["POST 0", "GET 2", "GET 2"]);
+  assert.deepEqual(asked, ["POST 0", "GET 2", "GET 1"]);
+});
+
+test("reading behind the last event ends at once, and an empty connection before it is no end", async () => {
+  const ended = scripted(answer(""), answer(DONE));
+  assert.equal(await read(ended.client.resume(newStreamId(), 4)), "");
+  assert.deepEqual(ended.asked, ["GET 4", "GET 3"]);
+  const cut = scripted(answer(""), answer(A + B), answer(""), answer(B + DONE));
+  assert.equal(await read(cut.client.resume(newStreamId(), 2)), "3:chunk 4:done");
+  assert.deepEqual(cut.asked, ["GET 2", "GET 1", "GET 3", "GET 2"]);
+});
+
+test("a password does not follow a redirect", async () => {
+  const asked: string[] = [];
+  const server = createServer((request, response) => {
+    asked.push(request.url ?? "");
+    response.writeHead(307, { Location: "/elsewhere" }).end();
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const address = server.address();
+  assert.ok(address !== null && typeof address === "object");
+  await assert.rejects(new Client(`http://127.0.0.1:${address.port}`).login("ada", "secret"), Unreachable);
+  server.close();
+  assert.deepEqual(asked, ["/api/auth/login"]);
 });
 
 test("an event that is damaged, or cut before its blank line, counts as never sent", async () => {
