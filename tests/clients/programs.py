@@ -14,6 +14,8 @@ import pytest
 NODE = Path(__file__).parent / "node"
 LOCK = NODE / "package-lock.json"
 TYPESCRIPT = Path(__file__).parents[2] / "frontend" / "client"
+NODE_MIN = 20
+"""As `engines` in its package.json says."""
 INSTALL_SECONDS_MAX = 600
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chromium-headless-shell")
 
@@ -32,9 +34,12 @@ def node_folder() -> Path:
 def typescript_client() -> Path:
     """The folder of the TypeScript client, compiled: `dist`, and its tests in `build`; fails where it does not compile.
 
-    Skips the test where node or npm cannot be had.
+    Skips the test where node or npm cannot be had, or are too old.
     """
     _install_modules(TYPESCRIPT)
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=60).stdout
+    if int(version.lstrip("v").partition(".")[0]) < NODE_MIN:
+        _missing(f"Node {version.strip()} is older than {NODE_MIN}", in_ci=False)
     with _alone():
         _compile()
     return TYPESCRIPT

@@ -10,25 +10,25 @@ import { Note, Notes, type KeyStorage, type Unfinished } from "./notes.js";
 import { Observation } from "./observation.js";
 import { RETRY, type Retry } from "./retry.js";
 import { Stream, type ReadOptions, type Way } from "./stream.js";
-import { Wire, document, type Asked } from "./wire.js";
+import { Wire, objectIn, type Asked } from "./wire.js";
 
 const EVENTS = "text/event-stream, application/problem+json";
 
 export interface ClientOptions {
   /** An access token or an API key, for those who do not log in here. */
-  readonly token?: string;
+  readonly token?: string | undefined;
   /** Where the tokens of a login are kept; in memory by default. */
-  readonly tokens?: TokenStorage;
+  readonly tokens?: TokenStorage | undefined;
   /**
    * Leave the refresh token to the HttpOnly cookie that a login sets, so that it survives a reload and no script can
    * read it. For pages of the server's own site.
    */
-  readonly cookies?: boolean;
+  readonly cookies?: boolean | undefined;
   /** Where unfinished streams are noted; `localStorage` in pages, nowhere elsewhere or where null. */
-  readonly storage?: KeyStorage | null;
-  readonly retry?: Partial<Retry>;
+  readonly storage?: KeyStorage | null | undefined;
+  readonly retry?: Partial<Retry> | undefined;
   /** Sends requests in place of the global `fetch`. */
-  readonly fetch?: typeof fetch;
+  readonly fetch?: typeof fetch | undefined;
 }
 
 export interface StreamOptions extends Omit<model.Question, "message">, ReadOptions {}
@@ -88,7 +88,8 @@ export class Client {
   // ── Chat sessions ──────────────────────────────────────────────────────────────────────────────────────────────
 
   sessions(which: { page?: number; limit?: number; query?: string } = {}): Promise<model.ChatSessionPage> {
-    const given = Object.entries(which).map(([name, value]) => [name, String(value)]);
+    const asked = Object.entries(which).filter(([, value]) => value !== undefined);
+    const given = asked.map(([name, value]) => [name, String(value)]);
     return this.#send("GET", `/chat/sessions?${new URLSearchParams(given)}`);
   }
 
@@ -216,7 +217,7 @@ export class Client {
   async #send<T>(method: Asked["method"], path: string, body?: object): Promise<T> {
     const line = new Line(this.#retry.silenceMsMax);
     try {
-      return (await document(await this.#authorized({ method, path, body }, line), line)) as T;
+      return (await objectIn(await this.#authorized({ method, path, body }, line), line)) as T;
     } finally {
       line.close();
     }
@@ -229,7 +230,7 @@ export class Client {
     if (response.status !== 401) return response;
     const another = await line.within(this.#login.insteadOf(bearer));
     if (another === undefined) return response;
-    await response.body?.cancel();
+    await response.body?.cancel().catch(() => undefined); // of no use any more, broken or not
     return this.#wire.ask(asked, another, line);
   }
 }

@@ -28,10 +28,12 @@ export class Line {
 
   /** What is waited for. Throws Unreachable after too long a silence, and the reason where the line is closed. */
   async within<T>(awaited: Promise<T>): Promise<T> {
-    const silent = new Unreachable(`Nothing came for ${this.#silenceMsMax / 1000} seconds; check the connection.`);
-    const timer = setTimeout(() => this.#controller.abort(silent), this.#silenceMsMax);
+    const timer = setTimeout(this.#despair, this.#silenceMsMax);
     try {
       return await Promise.race([awaited, this.#given]);
+    } catch (error) {
+      if (this.signal.aborted) throw this.signal.reason; // what was waited for may have failed of it in other words
+      throw error;
     } finally {
       clearTimeout(timer);
     }
@@ -42,6 +44,11 @@ export class Line {
     this.#outer?.removeEventListener("abort", this.#follow);
     this.#controller.abort(new Unreachable("The connection was closed."));
   }
+
+  readonly #despair = (): void => {
+    const seconds = this.#silenceMsMax / 1000;
+    this.#controller.abort(new Unreachable(`Nothing came for ${seconds} seconds; check the connection.`));
+  };
 
   readonly #follow = (): void => this.#controller.abort(this.#outer?.reason);
 }

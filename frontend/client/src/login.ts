@@ -3,7 +3,7 @@
 import { ApiError, ParshallError, Unreachable, foreign } from "./errors.js";
 import { Line } from "./line.js";
 import type { Account } from "./model.js";
-import { document, type Wire } from "./wire.js";
+import { objectIn, type Wire } from "./wire.js";
 
 const REFRESH_AHEAD_MS = 60_000;
 const ANSWER_MS_MAX = 45_000;
@@ -158,7 +158,7 @@ export class Login {
   async #ask(path: string, body?: object): Promise<Record<string, unknown>> {
     const line = new Line(ANSWER_MS_MAX);
     try {
-      return await document(await this.#wire.ask({ method: "POST", path, body }, undefined, line), line);
+      return await objectIn(await this.#wire.ask({ method: "POST", path, body }, undefined, line), line);
     } finally {
       line.close();
     }

@@ -3,11 +3,11 @@
 /** What is asked of a model. */
 export interface Question {
   readonly message: string;
-  readonly modelId?: string;
-  readonly maxTokens?: number;
-  readonly temperature?: number;
+  readonly modelId?: string | undefined;
+  readonly maxTokens?: number | undefined;
+  readonly temperature?: number | undefined;
   /** What becomes of the answer when nobody reads it: it goes on, or stops after a grace period. */
-  readonly onDisconnect?: "continue" | "stop";
+  readonly onDisconnect?: "continue" | "stop" | undefined;
 }
 
 export interface Usage {

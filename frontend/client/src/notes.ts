@@ -46,12 +46,10 @@ export class Notes {
     return found.filter((note) => !isOld(note)).sort((one, other) => one.askedAt - other.askedAt);
   }
 
-  /** Write one; false where that cannot be, and what was noted before still stands. */
-  keep(note: Unfinished): boolean {
-    return this.#tried((storage) => {
-      storage.setItem(NOTE_PREFIX + note.streamId, JSON.stringify({ ...note, url: this.#url }));
-      return true;
-    }) ?? false;
+  /** Write one; where that cannot be, what was noted before still stands. */
+  keep(note: Unfinished): void {
+    const written = JSON.stringify({ ...note, url: this.#url });
+    this.#tried((storage) => storage.setItem(NOTE_PREFIX + note.streamId, written));
   }
 
   forget(streamId: string): void {

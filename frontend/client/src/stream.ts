@@ -36,8 +36,8 @@ export interface Place {
 
 export interface ReadOptions {
   /** Ends reading, not the stream: iterating then throws the signal's reason. */
-  readonly signal?: AbortSignal;
-  readonly onReconnect?: ReconnectHook;
+  readonly signal?: AbortSignal | undefined;
+  readonly onReconnect?: ReconnectHook | undefined;
 }
 
 /**

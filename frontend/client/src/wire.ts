@@ -48,7 +48,7 @@ export class Wire {
 }
 
 /** The JSON object that an answer holds. Throws ApiError for a refusal and for what is none of Parshall's. */
-export async function document(response: Response, line: Line): Promise<Record<string, unknown>> {
+export async function objectIn(response: Response, line: Line): Promise<Record<string, unknown>> {
   if (!response.ok) throw await line.within(refusal(response));
   const body = await line.within(response.text());
   try {

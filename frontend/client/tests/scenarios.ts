@@ -129,10 +129,8 @@ export async function resume(
 ): Promise<{ id: string; rests: string[] }> {
   const client = clientOf(given);
   const { id, offsets } = await asking(client, given, show);
-  const rests = await Promise.all(
-    [...given.after, offsets.length].map(async (after) => (await readAll(client, client.resume(id, after), [], show)).text),
-  );
-  return { id, rests };
+  const rests = [...given.after, offsets.length].map((after) => readAll(client, client.resume(id, after), [], show));
+  return { id, rests: (await Promise.all(rests)).map(({ text }) => text) };
 }
 
 /** Tokens that are due as soon as they are there, and whose access token is lost once. */
