@@ -6,7 +6,7 @@ import { isId, isStreamId, newStreamId } from "./ids.js";
 import { Line } from "./line.js";
 import { Login, MemoryTokens, type TokenStorage } from "./login.js";
 import type * as model from "./model.js";
-import { Note, Notes, type KeyStorage, type Unfinished } from "./notes.js";
+import { Note, Notes, QUESTION_AGE_MS_MAX, type KeyStorage, type Unfinished } from "./notes.js";
 import { Observation } from "./observation.js";
 import { RETRY, type Retry } from "./retry.js";
 import { Stream, type ReadOptions, type Way } from "./stream.js";
@@ -143,7 +143,8 @@ export class Client {
       const place = { sessionId: "", offset: after, text: "", wasAsked: true };
       return new Stream(what, this.#way(what), place, undefined, this.#retry, options);
     }
-    const { streamId, sessionId, offset, text, question } = what;
+    const { streamId, sessionId, offset, text, askedAt } = what;
+    const question = Date.now() - askedAt < QUESTION_AGE_MS_MAX ? what.question : undefined;
     const place = { sessionId, offset, text, wasAsked: true };
     const way = this.#way(streamId, sessionId, question);
     return new Stream(streamId, way, place, new Note(this.#notes, what), this.#retry, options);

@@ -64,6 +64,7 @@ export class Login {
 
   /** Log in by username or e-mail address. */
   async login(username: string, password: string): Promise<Account> {
+    await this.#refreshing?.catch(() => undefined); // what it brings would replace these
     const answer = await this.#ask("/auth/login", { username, password });
     await this.#keep(answer);
     return answer["user"] as Account;

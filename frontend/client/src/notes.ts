@@ -1,7 +1,7 @@
 // What is needed to go on with streams after a page was loaded anew, one note a stream in the page's storage.
 
 import { isRecord } from "./errors.js";
-import { isStreamId } from "./ids.js";
+import { isId, isStreamId } from "./ids.js";
 import type { Question } from "./model.js";
 
 export const NOTE_PREFIX = "parshall:stream:";
@@ -9,6 +9,8 @@ export const NOTE_PREFIX = "parshall:stream:";
 export const NOTE_TEXT_CHARS_MAX = 200_000;
 /** Notes are written no more often: an older one only means that a few events are read again. */
 export const NOTE_INTERVAL_MS = 200;
+/** A question that did not arrive is asked again within this time: nobody expects its answer, or its price, later. */
+export const QUESTION_AGE_MS_MAX = 10 * 60 * 1000;
 /** Notes that nobody came back for. */
 export const NOTE_AGE_MS_MAX = 24 * 60 * 60 * 1000;
 
@@ -138,7 +140,8 @@ function isNote(note: unknown): note is Unfinished & { url: string } {
   return (
     isRecord(note) &&
     isStreamId(note["streamId"]) &&
-    ["sessionId", "text", "url"].every((name) => typeof note[name] === "string") &&
+    isId(note["sessionId"]) &&
+    ["text", "url"].every((name) => typeof note[name] === "string") &&
     ["offset", "askedAt"].every((name) => Number.isSafeInteger(note[name])) &&
     (note["question"] === undefined || isRecord(note["question"]))
   );

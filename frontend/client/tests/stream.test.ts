@@ -14,6 +14,8 @@ import {
   type StreamEvent,
 } from "parshall-client";
 
+import { QUESTION_AGE_MS_MAX } from "../dist/notes.js";
+
 const RETRY = { pauseMsMin: 1, pauseMsMax: 2, outageMsMax: 200, silenceMsMax: 50 };
 const SESSION = "chat";
 const ID = "$ID";
@@ -111,6 +113,18 @@ test("a request that never arrived is made again under the same id", async () =>
   const { client, asked } = scripted(broken, unknown, answer(OPENED + A + B + DONE));
   assert.equal(await read(client.stream(SESSION, "What?")), WHOLE);
   assert.deepEqual(asked, ["POST 0", "GET 0", "POST 0"]);
+});
+
+test("a question that never arrived is asked again after a reload, for some minutes", async () => {
+  const unknown: Connection = () => Response.json({ code: "not_found", message: "None." }, { status: 404 });
+  const note = { streamId: newStreamId(), sessionId: SESSION, offset: 0, text: "", question: { message: "What?" } };
+  const soon = scripted(unknown, answer(OPENED + A + B + DONE));
+  assert.equal(await read(soon.client.resume({ ...note, askedAt: Date.now() })), WHOLE);
+  assert.deepEqual(soon.asked, ["GET 0", "POST 0"]);
+  const late = scripted(unknown);
+  const reading = read(late.client.resume({ ...note, askedAt: Date.now() - QUESTION_AGE_MS_MAX }));
+  await assert.rejects(reading, (error) => error instanceof ApiError && error.status === 404);
+  assert.deepEqual(late.asked, ["GET 0"]);
 });
 
 test("a connection that falls silent is left for another", async () => {
