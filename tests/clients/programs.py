@@ -13,6 +13,9 @@ import pytest
 
 NODE = Path(__file__).parent / "node"
 LOCK = NODE / "package-lock.json"
+TYPESCRIPT = Path(__file__).parents[2] / "frontend" / "client"
+NODE_MIN = 20
+"""As `engines` in its package.json says."""
 INSTALL_SECONDS_MAX = 600
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chromium-headless-shell")
 
@@ -24,10 +27,22 @@ def chromium() -> str:
 
 def node_folder() -> Path:
     """A folder whose `node_modules` are those of the lock file; skips the test where node or npm cannot be had."""
-    _program(("node",), ("nodejs", "npm"))
-    _program(("npm",), ("nodejs", "npm"))
-    _install_modules()
+    _install_modules(NODE)
     return NODE
+
+
+def typescript_client() -> Path:
+    """The folder of the TypeScript client, compiled: `dist`, and its tests in `build`; fails where it does not compile.
+
+    Skips the test where node or npm cannot be had, or are too old.
+    """
+    _install_modules(TYPESCRIPT)
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=60).stdout
+    if int(version.lstrip("v").partition(".")[0]) < NODE_MIN:
+        _missing(f"Node {version.strip()} is older than {NODE_MIN}", in_ci=False)
+    with _alone():
+        _compile()
+    return TYPESCRIPT
 
 
 @contextlib.contextmanager
@@ -38,16 +53,33 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _install_modules() -> None:
-    stamp = NODE / "node_modules" / ".package-lock.json"
+def _install_modules(folder: Path) -> None:
+    """The packages of a lock file, unless they are there."""
+    _program(("node",), ("nodejs", "npm"))
+    _program(("npm",), ("nodejs", "npm"))
+    lock, stamp = folder / "package-lock.json", folder / "node_modules" / ".package-lock.json"
     with _alone():
-        if stamp.is_file() and stamp.stat().st_mtime >= LOCK.stat().st_mtime:
+        if stamp.is_file() and stamp.stat().st_mtime >= lock.stat().st_mtime:
             return
         command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        ran = subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX)
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX)
         if ran.returncode:
             _missing(f"npm ci failed: {ran.stderr[-500:]}", in_ci=True)
         stamp.touch()
+
+
+def _compile() -> None:
+    """Compile what has changed since it was last compiled, under the strict rules of its tsconfig files."""
+    stamp = TYPESCRIPT / "build" / ".compiled"
+    sources = [*TYPESCRIPT.glob("src/*"), *TYPESCRIPT.glob("tests/*"), *TYPESCRIPT.glob("*.json")]
+    if stamp.is_file() and stamp.stat().st_mtime > max(source.stat().st_mtime for source in sources):
+        return
+    for folder, project in (("dist", "tsconfig.build.json"), ("build", "tsconfig.json")):
+        shutil.rmtree(TYPESCRIPT / folder, ignore_errors=True)
+        command = ["node", "node_modules/typescript/bin/tsc", "--project", project]
+        ran = subprocess.run(command, cwd=TYPESCRIPT, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+    stamp.touch()
 
 
 def had(names: tuple[str, ...], packages: tuple[str, ...]) -> str | None:
