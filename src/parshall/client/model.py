@@ -1,7 +1,7 @@
 """The values that the client gives: events of a stream, receipts, balances; amounts are exact decimal credits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -54,7 +54,7 @@ class Receipt:
     returned: Decimal
     balance_after: Decimal
     settlement: str
-    raw: Mapping[str, Any]
+    raw: Mapping[str, Any] = field(compare=False, repr=False)
 
     @property
     def is_pending(self) -> bool:

@@ -138,7 +138,7 @@ class Price(Record, frozen=True, kw_only=True):
     cached_input: Decimal
     reasoning: Decimal
     effective_from: datetime | None = None
-    version: int | None = None
+    version: str | None = None
 
 
 class Used(Record, frozen=True, kw_only=True):
