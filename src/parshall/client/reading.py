@@ -12,7 +12,7 @@ from parshall.client.outage import RETRIED_STATUSES, Outage
 from parshall.client.steps import Broken, Pause, Read, Step
 from parshall.kernel.headers import LAST_EVENT_ID_HEADER, STREAM_ID_HEADER
 from parshall.kernel.ids import MalformedStreamId, StreamId, parse_stream_id
-from parshall.kernel.sse import Event, EventParser
+from parshall.kernel.sse import PING, Event, EventParser
 
 ReconnectHook = Callable[[int, str], None]
 """Called before each pause with the number of the attempt that follows (1, 2, …) and a few words on what broke."""
@@ -84,8 +84,9 @@ class Reading:
             raise Broken("something other than the server answered")
         told = self._told(answer.headers.get(STREAM_ID_HEADER))
         self._outage.connected()
-        parser, before = EventParser(), self.offset
+        parser, silent = EventParser(), self.offset > 0 and self._observed is None
         while chunk := (yield Read()):
+            silent = silent and chunk == PING
             for raw in _parsed(parser, chunk):
                 event = self._fresh(raw, told)
                 if event is not None:
@@ -94,7 +95,6 @@ class Reading:
                         return True
             if parser.retry_milliseconds is not None:
                 self._server_pause = parser.retry_milliseconds / 1000
-        silent = parser.retry_milliseconds is None and before == self.offset > 0 and self._observed is None
         return silent and (yield from self._is_over())
 
     def _ask(self) -> Ask:
