@@ -1,6 +1,10 @@
 """The fake deployment that the client brings for tests: it says what the real server says, and fails as told."""
 
+import asyncio
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +12,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.clients.proof import snippet
 from tests.clients.sdk import KINDS, QUICK, Kind, client_of, text_of
 from tests.scripted import Script
 from tests.serving import serving, upstream
 
-from parshall.client import ApiError, Client, InsufficientCredits, StreamEvent, new_id
+from parshall.client import ApiError, AsyncClient, Client, InsufficientCredits, StreamEvent, new_id
 from parshall.client.testing import FakeParshall
 
 QUESTION = "fake-n5 hello there"
@@ -201,3 +206,65 @@ def test_expired_tokens_are_renewed_once_for_all_who_share_the_client(kind: Kind
         fake.expire_tokens()
         assert list(stream)[-1].event == "done"
         assert fake.refreshes == 2
+
+
+SHARERS = 12
+
+
+def test_threads_renew_their_tokens_with_one_request() -> None:
+    with FakeParshall() as fake, Client(fake.url, retry=QUICK) as client, ThreadPoolExecutor(SHARERS) as pool:
+        client.login("ann", "ann-password")
+        fake.expire_tokens()
+        balances = [each.result() for each in [pool.submit(client.balance) for _ in range(SHARERS)]]
+        assert (len(balances), fake.refreshes) == (SHARERS, 1)
+
+
+async def test_tasks_renew_their_tokens_with_one_request_even_if_one_is_cancelled() -> None:
+    with FakeParshall() as fake:
+        async with AsyncClient(fake.url, retry=QUICK) as client:
+            await client.login("ann", "ann-password")
+            fake.expire_tokens()
+            tasks = [asyncio.create_task(client.balance()) for _ in range(SHARERS)]
+            while not client._going:
+                await asyncio.sleep(0)
+            next(iter(tasks)).cancel()
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(each).__name__ for each in done].count("CancelledError") == 1
+            assert (await client.balance()).available == 100
+            assert fake.refreshes == 1
+
+
+async def test_a_wait_for_the_next_event_may_be_cancelled_again_and_again() -> None:
+    with FakeParshall(answers={"hi": "one two three four five six"}, delay_seconds=0.05) as fake:
+        async with AsyncClient(fake.url, token=fake.token, retry=QUICK) as client:
+            stream = client.stream(await client.create_session(), "hi")
+            events, cancelled = [], 0
+            while not events or not events[-1].terminal:
+                try:
+                    events.append(await asyncio.wait_for(anext(stream), 0.03))
+                except TimeoutError:
+                    cancelled += 1
+            assert text_of(events) == "one two three four five six"
+            assert [event.offset for event in events] == list(range(1, len(events) + 1))
+            assert cancelled > 2 and len(fake.streams) == 1
+            assert [event async for event in stream] == []
+
+
+def test_a_stream_that_was_closed_or_has_failed_gives_nothing_more(kind: Kind) -> None:
+    with FakeParshall(credits=0.01) as fake, client_of(kind, fake.url, token=fake.token) as client:
+        stream = client.stream(client.create_session(), "hi")
+        assert next(stream).event == "session"
+        stream.close()
+        assert list(stream) == []
+        fake.set_credits(0)
+        refused_stream = client.stream(client.create_session(), "hi")
+        with pytest.raises(InsufficientCredits):
+            next(refused_stream)
+        assert list(refused_stream) == []
+
+
+def test_the_tests_that_the_page_shows_pass(tmp_path: Path) -> None:
+    (tmp_path / "test_shown.py").write_text(snippet("Testing against a fake server", ""), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shown.py"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0 and "2 passed" in ran.stdout, ran.stdout + ran.stderr

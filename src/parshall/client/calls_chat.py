@@ -84,13 +84,15 @@ class ChatCalls(Asks):
         temperature: float | None = None,
         on_disconnect: Literal["continue", "stop"] | None = None,
         stream_id: str | None = None,
+        after: int = 0,
         on_reconnect: ReconnectHook | None = None,
     ) -> Reading:
         """Ask, and read the answer as it comes. Nothing is sent before the first event is asked for.
 
         The streaming session id is made here: whatever is lost on the way, the same id again can neither start a
         second generation nor be charged twice. Give a `stream_id` of your own (`new_id()`) to have kept it before
-        anything is sent: a process that died meanwhile asks the same question again with it.
+        anything is sent: a process that died meanwhile asks the same question again with it, and gets what comes
+        behind the offset `after`.
         """
         options = {"modelId": model_id, "maxTokens": max_tokens, "temperature": temperature}
         question = Question(
@@ -99,7 +101,7 @@ class ChatCalls(Asks):
             new_id=new_id if stream_id is None else None,
         )
         proposed = new_id() if stream_id is None else named(stream_id)
-        return Reading(self._core, stream_id=proposed, question=question, on_reconnect=on_reconnect)
+        return Reading(self._core, stream_id=proposed, after=after, question=question, on_reconnect=on_reconnect)
 
     @opened
     def resume(self, stream_id: str, *, after: int = 0, on_reconnect: ReconnectHook | None = None) -> Reading:

@@ -52,7 +52,7 @@ class Reading:
         self._on_reconnect = on_reconnect or (lambda _attempt, _reason: None)
         self._outage = Outage(core.retry, now=core.now, chance=core.chance)
         self._asked = self._begun = question is None
-        self._named = stream_id is not None and question is None
+        self._named = stream_id is not None and (question is None or after > 0)
         """Whether the id can change no more."""
         self._noticed = False
         self._server_pause = 0.0
@@ -100,7 +100,7 @@ class Reading:
     def _ask(self) -> Ask:
         position = {LAST_EVENT_ID_HEADER: str(self.offset)} if self.offset else {}  # offset 0 is nobody's id
         if self._question is not None and not self._asked:
-            headers = {STREAM_ID_HEADER: str(self.id), **_ACCEPT}
+            headers = {STREAM_ID_HEADER: str(self.id), **position, **_ACCEPT}
             body = self._question.body
             return Ask(method="POST", path=self._question.path, body=body, headers=headers, stream=True)
         path = self._observed or f"/chat/streams/{self.id}"
