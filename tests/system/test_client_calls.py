@@ -251,7 +251,9 @@ def test_a_running_stream_is_observed_listed_and_stopped(admin: Any, user: Any, 
     seen = [next(looking) for _ in range(6)]
     assert [event.event for event in seen[:4]] == ["observer", "history-start", "session", "model"]
     assert looking.id == stream.id
-    assert stream.id in [each.session_id for each in admin.running()]
+    assert stream.id in [each.session_id for each in admin.running_of_all()]
+    assert [each.session_id for each in user.running()] == [stream.id]
+    assert user.running() == admin.running(name)
     assert admin.stop(stream.id).outcome == "stopped"
     rest = [*seen, *looking]
     assert rest[-1].event == "done" and "history-end" in [event.event for event in rest]

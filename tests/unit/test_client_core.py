@@ -4,12 +4,14 @@ import json
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import parshall
 from parshall.client import ApiError, Client, ClientError, InsufficientCredits, StreamEvent, StreamLost, Unreachable
 from parshall.client import WrongStream as Wrong
 from parshall.client.addresses import Addresses
@@ -192,6 +194,14 @@ def test_an_attempt_that_the_server_has_undone_is_made_under_another_id() -> Non
     assert network.read(question=question)[-1].event == "done"
     assert network.sent[-1].headers["X-Streaming-Session-Id"] == OTHER
     assert len(network.pauses) == 2
+
+
+def test_a_question_whose_process_died_is_asked_for_until_another_has_taken_over() -> None:
+    network = Network([GONE, problem(404, "stream_forgotten"), problem(404, "stream_forgotten"), (STREAM, FRAMES)])
+    assert_whole(network.read())
+    assert [send.method for send in network.sent] == ["POST", "GET", "GET", "GET"]
+    with pytest.raises(ApiError, match="stream_forgotten"):
+        Network([problem(404, "stream_forgotten")]).read(question=None, after=2)
 
 
 def test_an_id_of_the_callers_own_is_never_replaced() -> None:
@@ -453,6 +463,10 @@ def test_no_secret_is_shown_by_anything_that_holds_one() -> None:
         shown = repr([tokens, network.sent, client, client.tokens])
     assert "secret" not in shown
     assert core.login.tokens == tokens
+
+
+def test_its_types_are_there_for_those_who_import_it() -> None:
+    assert (Path(parshall.__file__).parent / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("options", [{"token": "t", "api_key": "k"}, {"api_key": "k", "refresh_token": "r"}])

@@ -1,7 +1,6 @@
 """The driver that awaits: it performs the steps of calls and streams over an asynchronous client of httpx2."""
 
 import asyncio
-from abc import ABC
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from parshall.client.steps import Alone, Answer, Broken, Ended, Failure, Pause, 
 T = TypeVar("T")
 
 
-class Awaiting(ABC):  # noqa: B024 - what is asked of it is in the class that has the calls
+class Awaiting:
     """Runs steps on the event loop; any number of tasks of one loop may do so at once."""
 
     def __init__(self, core: Core, http: httpx2.AsyncClient) -> None:

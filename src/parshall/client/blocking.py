@@ -2,7 +2,6 @@
 
 import threading
 import time
-from abc import ABC
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from parshall.client.steps import Alone, Answer, Broken, Ended, Failure, Pause, 
 T = TypeVar("T")
 
 
-class Blocking(ABC):  # noqa: B024 - what is asked of it is in the class that has the calls
+class Blocking:
     """Runs steps in the calling thread; any number of threads may do so at once."""
 
     def __init__(self, core: Core, http: httpx2.Client) -> None:

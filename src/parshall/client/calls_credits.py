@@ -99,15 +99,16 @@ class CreditCalls(Asks):
         return self._core.call(_report("/usage/system-stats", since, until), records.of(Used))
 
     @asked
-    def running(self) -> Steps[list[Running]]:
-        """The streams of the last day that have credits reserved. For supervisors; everybody's."""
-        ask = Ask(method="GET", path="/streaming-sessions/recent", query={"minutes": 24 * 60})
+    def running(self, user: str | None = None) -> Steps[list[Running]]:
+        """The user's streams that hold credits now, newest first."""
+        ask = Ask(method="GET", path=_of("/streaming-sessions/active", user))
+        return self._core.call(ask, records.member("items", list[Running]))
 
-        def read(answer: Members) -> list[Running]:
-            found = records.member("sessions", list[Running])(answer)
-            return [each for each in found if each.status == "active"]
-
-        return self._core.call(ask, read)
+    @asked
+    def running_of_all(self) -> Steps[list[Running]]:
+        """Everybody's streams that hold credits now, newest first. For administrators."""
+        ask = Ask(method="GET", path="/streaming-sessions/active/all")
+        return self._core.call(ask, records.member("items", list[Running]))
 
     # ── Changes ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

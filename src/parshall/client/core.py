@@ -146,10 +146,13 @@ def _number(value: object) -> float:
 
 
 def _object(answer: Answer) -> dict[str, Any]:
+    """The JSON object that the answer is; a bare list is taken for its member `items`."""
     try:
         document = json.loads(answer.body, parse_float=Decimal)
     except (ValueError, RecursionError):
         document = None
+    if isinstance(document, list):
+        return {"items": document}
     if not isinstance(document, dict):
         raise foreign(answer.status)
     return document

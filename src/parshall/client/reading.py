@@ -75,6 +75,11 @@ class Reading:
                 reason, rest = str(error), 0.0
             yield from self._wait(reason, at_least=rest)
 
+    @property
+    def _unbegun(self) -> bool:
+        """Whether this asks a question and has seen nothing of the answer yet."""
+        return self._question is not None and not self._named
+
     # ── One connection ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _connection(self) -> Generator[Step | StreamEvent, Any, bool]:
@@ -173,20 +178,23 @@ class Reading:
 
     def _begins_anew(self, error: ApiError) -> bool:
         """Whether the question is to be put once more, at once: nothing began, and nothing was charged."""
-        if error.status != 404 or not self._asked or self._question is None or self._named:
+        if error.status != 404 or error.code == "stream_forgotten" or not self._asked or not self._unbegun:
             return False
         self._asked = False  # the request never arrived: the same id again can start only one stream
         return True
 
     def _passing(self, error: ApiError) -> bool:
         """Whether waiting may help: being told to slow down does not end a stream that has begun."""
-        return (
-            error.status in RETRIED_STATUSES or (error.status == 429 and self._begun) or self._takes_another_id(error)
-        )
+        if error.code == "stream_forgotten":  # of a question just asked: it is being taken over from a dead process
+            return self._unbegun
+        waits = error.status in RETRIED_STATUSES or (error.status == 429 and self._begun)
+        return waits or self._takes_another_id(error)
 
     def _takes_another_id(self, error: ApiError) -> bool:
         """Whether the server has undone the attempt under an id that was made here: another may take its place."""
-        if error.code != "reservation_ended" or self._named or self._question is None or self._question.new_id is None:
+        if error.code != "reservation_ended" or not self._unbegun:
+            return False
+        if self._question is None or self._question.new_id is None:
             return False
         self.id = self._question.new_id()
         return True

@@ -106,7 +106,8 @@ class FakeParshall:
         self._thread.start()
         deadline = time.monotonic() + START_SECONDS_MAX
         while not self._server.started:
-            assert self._thread.is_alive() and time.monotonic() < deadline, "the fake did not start"
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise RuntimeError("The fake server did not start.")
             time.sleep(0.005)
         return self
 
