@@ -17,7 +17,16 @@ from tests.clients.sdk import KINDS, QUICK, Kind, client_of, text_of
 from tests.scripted import Script
 from tests.serving import serving, upstream
 
-from parshall.client import ApiError, AsyncClient, Client, InsufficientCredits, StreamEvent, new_id
+from parshall.client import (
+    ApiError,
+    AsyncClient,
+    Client,
+    InsufficientCredits,
+    StreamEvent,
+    Tokens,
+    Unreachable,
+    new_id,
+)
 from parshall.client.testing import FakeParshall
 
 QUESTION = "fake-n5 hello there"
@@ -261,6 +270,30 @@ def test_a_stream_that_was_closed_or_has_failed_gives_nothing_more(kind: Kind) -
         with pytest.raises(InsufficientCredits):
             next(refused_stream)
         assert list(refused_stream) == []
+
+
+def test_a_login_goes_on_in_another_client(kind: Kind) -> None:
+    kept: list[Tokens] = []
+    with FakeParshall() as fake:
+        with client_of(kind, fake.url, on_refresh=kept.append) as first:
+            first.login("ann", "ann-password")
+            first.refresh()
+        fake.expire_tokens()
+        for options in ({"token": kept[-1].access}, {}):
+            again = {**options, "refresh_token": kept[-1].refresh, "on_refresh": kept.append}
+            with client_of(kind, fake.url, **again) as second:
+                assert second.profile().username == "ann"
+        assert fake.refreshes == 3 and len(kept) == 4
+
+
+def test_options_of_the_connection_are_the_callers(kind: Kind) -> None:
+    with FakeParshall() as fake:
+        wrong_way = {"proxy": "http://127.0.0.1:1"}
+        with client_of(kind, fake.url, http=wrong_way) as client, pytest.raises(Unreachable, match="no connection"):
+            client.balance()
+        headers = {"Authorization": f"Bearer {fake.token}"}
+        with client_of(kind, fake.url, http={"headers": headers}) as client:
+            assert client.balance().available == 100
 
 
 def test_the_tests_that_the_page_shows_pass(tmp_path: Path) -> None:

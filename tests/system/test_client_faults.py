@@ -285,7 +285,7 @@ def test_another_process_asks_again_under_the_id_that_it_kept(server: Server, to
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_replicas_that_come_and_go_behind_a_balancer_change_nothing(
     tmp_path: Path, postgres_url: str, valkey: Valkey
 ) -> None:

@@ -282,6 +282,13 @@ def test_an_observer_is_told_once_and_resumes_as_an_observer() -> None:
     ]
 
 
+def test_an_observer_learns_the_id_without_the_header() -> None:
+    reading = Reading(Network([]).core(), stream_id=None, after=2, observed="/o")
+    network = Network([(told(None), [notice("observer", {"streamingSessionId": ID}), *FRAMES[2:]])])
+    network.run(reading.steps(), [])
+    assert reading.id == ID
+
+
 def test_an_observer_who_may_look_no_longer_is_told_and_stops() -> None:
     ended = [*FRAMES[:2], notice("observer-end", {"reason": "no"})]
     events = Network([(STREAM, ended)]).read(stream_id=None, question=None, observed="/o")

@@ -2,8 +2,8 @@
 
 import random
 import time
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import httpx2
 
@@ -57,16 +57,18 @@ class Client(_Calls, Blocking):
         chat_url: str | None = None,
         retry: Retry | None = None,
         on_refresh: RefreshHook | None = None,
+        http: Mapping[str, Any] | None = None,
     ) -> None:
         """`url` is where `parshall up` listens; where services are apart, name those that answer elsewhere.
 
         `token` (with `refresh_token`) or `api_key` are for those who do not log in here; `on_refresh` is called with
-        each new pair of tokens. Raises ClientError for an address or a token that cannot be one.
+        each new pair of tokens. `http` has further options of httpx2's client: `verify`, `proxy`, `headers`, `timeout`.
+        Raises ClientError for an address or a token that cannot be one.
         """
         addresses = Addresses.of(url, auth=auth_url, accounting=accounting_url, chat=chat_url)
         given = credential(token=token, api_key=api_key, refresh_token=refresh_token)
         core = _core(addresses, given, retry, on_refresh)
-        Blocking.__init__(self, core, httpx2.Client(**options()))
+        Blocking.__init__(self, core, httpx2.Client(**options(http)))
 
     def __enter__(self) -> Self:
         """The client itself; leaving closes its connections."""
@@ -99,12 +101,13 @@ class AsyncClient(_Calls, Awaiting):
         chat_url: str | None = None,
         retry: Retry | None = None,
         on_refresh: RefreshHook | None = None,
+        http: Mapping[str, Any] | None = None,
     ) -> None:
         """As for `Client`."""
         addresses = Addresses.of(url, auth=auth_url, accounting=accounting_url, chat=chat_url)
         given = credential(token=token, api_key=api_key, refresh_token=refresh_token)
         core = _core(addresses, given, retry, on_refresh)
-        Awaiting.__init__(self, core, httpx2.AsyncClient(**options()))
+        Awaiting.__init__(self, core, httpx2.AsyncClient(**options(http)))
 
     async def __aenter__(self) -> Self:
         """The client itself; leaving closes its connections."""

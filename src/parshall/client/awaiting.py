@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx2
 
@@ -115,6 +115,14 @@ class AsyncStream(Progress, AsyncIterator[StreamEvent]):
         """Nothing is sent before the first event is asked for."""
         super().__init__(reading)
         self._hands = _Hands(client._http, client)
+
+    async def __aenter__(self) -> Self:
+        """The stream itself; leaving drops the connection."""
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """Close."""
+        await self.aclose()
 
     async def __anext__(self) -> StreamEvent:
         """The next event. Raises StopAsyncIteration after the terminal one."""

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx2
 
@@ -97,6 +97,14 @@ class Stream(Progress, Iterator[StreamEvent]):
         """Nothing is sent before the first event is asked for."""
         super().__init__(reading)
         self._hands = _Hands(client._http, client)
+
+    def __enter__(self) -> Self:
+        """The stream itself; leaving drops the connection."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close."""
+        self.close()
 
     def __next__(self) -> StreamEvent:
         """The next event. Raises StopIteration after the terminal one."""

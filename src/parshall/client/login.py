@@ -33,7 +33,7 @@ class Tokens:
 
 
 RefreshHook = Callable[[Tokens], None]
-"""Called with each new pair of tokens, so that another process can go on with them."""
+"""Called with each new pair of tokens, so that another process can go on with them. It must not use the client."""
 
 
 class Login:

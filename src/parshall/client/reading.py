@@ -155,7 +155,7 @@ class Reading:
         An event without an offset of its own is not of the log, so nothing could make its delivery happen once.
         """
         if self._observed is not None and raw.event in OBSERVER_EVENTS:
-            return self._notice(raw)
+            return self._notice(raw, told)
         known = raw.id.isascii() and raw.id.isdigit() and len(raw.id) <= OFFSET_DIGITS_MAX
         offset = int(raw.id) if known else 0
         if offset <= self.offset:
@@ -169,9 +169,11 @@ class Reading:
         self._outage.over()
         return StreamEvent(offset=offset, event=raw.event, data=data)
 
-    def _notice(self, raw: Event) -> StreamEvent | None:
+    def _notice(self, raw: Event, told: StreamId | None) -> StreamEvent | None:
         """What an observer is told beside the stream, once; that it may look no longer, always."""
         event = StreamEvent(offset=self.offset, event=raw.event, data=_members(raw))
+        if raw.event == "observer":
+            self._confirm(event.data, told)
         return event if event.terminal or not self._noticed else None
 
     # ── Failures ────────────────────────────────────────────────────────────────────────────────────────────────────
