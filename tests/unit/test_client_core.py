@@ -223,6 +223,7 @@ def test_a_resumed_stream_that_gives_nothing_is_over_when_its_state_says_so_twic
     nothing = (STREAM, [])
     network = Network([nothing, running, nothing, ended, nothing, ended])
     assert network.read(question=None, after=len(EVENTS)) == []
+    assert network.script == []
     network = Network([(STREAM, [GOODBYE]), (STREAM, FRAMES[3:])])
     assert_whole(network.read(question=None, after=3), after=3)
 
@@ -357,6 +358,16 @@ def test_a_refused_token_is_renewed_once_for_all_who_saw_it() -> None:
     assert [send.url for send in network.sent] == ["http://auth/api/auth/refresh"]
 
 
+def test_a_token_that_is_due_is_renewed_once_for_all_who_wait() -> None:
+    network = Network([document(200, **PAIR)])
+    core = network.core(OLD)
+    network.clock = LIFE - 59
+    for step in [go_on(profile(core), None) for _ in range(2)]:
+        assert isinstance(step, Alone)
+        network.perform(step)
+    assert len(network.sent) == 1
+
+
 def test_a_login_that_is_over_is_told_as_auth_tells_it() -> None:
     network = Network([document(401, code="unauthenticated"), document(401, code="refresh_refused")])
     with pytest.raises(ApiError) as refused:
@@ -393,14 +404,13 @@ def test_only_what_may_be_repeated_is_repeated(method: str, repeatable: bool | N
 
 def test_a_change_of_credits_bears_one_key_through_every_repetition() -> None:
     grant = document(201, id="g", userId="u", totalCredits=1.5, remainingCredits=1.5)
-    network = Network([GONE, AWAY, grant])
-    client = Client("http://one")
-    client._core = network.core()
-    made = network.run(Client.allocate._steps(client, "ann", Decimal("1.5")))
-    client.close()
-    assert made.total_credits == Decimal("1.5")
-    keys = {send.headers["Idempotency-Key"] for send in network.sent}
-    assert (len(network.sent), len(keys)) == (3, 1)
+    network = Network([GONE, AWAY, grant, grant])
+    with Client("http://one") as client:
+        client._core = network.core()
+        made = [network.run(Client.allocate._steps(client, "ann", Decimal("1.5"))) for _ in range(2)]
+    assert {each.total_credits for each in made} == {Decimal("1.5")}
+    first, again, third, other = (send.headers["Idempotency-Key"] for send in network.sent)
+    assert first == again == third != other and first and other
     assert {send.url for send in network.sent} == {"http://accounting/api/credits/allocate"}
 
 
