@@ -70,6 +70,11 @@ def questions(client: Client, chance: random.Random) -> list[Told]:
     ]
 
 
+def access_of(client: Client) -> str:
+    assert client.tokens is not None
+    return client.tokens.access
+
+
 def read(client: Client, told: Told) -> None:
     time.sleep(told.pause)
     stream = client.stream(told.chat, told.message, on_reconnect=told.reconnected)
@@ -78,7 +83,7 @@ def read(client: Client, told: Told) -> None:
         told.stream_id = stream.id
 
 
-async def read_all(url: str, several: list[Told]) -> None:
+async def read_all(url: str, token: str, several: list[Told]) -> None:
     async def read_one(client: AsyncClient, told: Told) -> None:
         await asyncio.sleep(told.pause)
         stream = client.stream(told.chat, told.message, on_reconnect=told.reconnected)
@@ -86,18 +91,16 @@ async def read_all(url: str, several: list[Told]) -> None:
             told.events.append(event)
             told.stream_id = stream.id
 
-    async with AsyncClient(url, retry=QUICK) as client:
-        await client.login("ann", "ann-password")
+    async with AsyncClient(url, token=token, retry=QUICK) as client:
         await asyncio.gather(*(read_one(client, told) for told in several))
 
 
 def killed_while_reading(server: Server, client: Client, chance: random.Random) -> list[Told]:
     """Kill and start again once while all of them are read; the threads share one client."""
-    told = questions(client, chance)
+    told, token, half = questions(client, chance), access_of(client), STREAMS // 2
     with ThreadPoolExecutor(STREAMS) as pool:
-        half = STREAMS // 2
         reading = [pool.submit(read, client, each) for each in told[:half]]
-        reading.append(pool.submit(lambda: asyncio.run(read_all(server.url, told[half:]))))
+        reading.append(pool.submit(lambda: asyncio.run(read_all(server.url, token, told[half:]))))
         time.sleep(chance.uniform(ROUND_SECONDS_MAX / 2, ROUND_SECONDS_MAX))
         server.kill()
         server.start()
@@ -175,8 +178,7 @@ CUTS = (1210, 700, 90)
 def token(server: Server) -> str:
     with Client(server.url) as client:
         client.login("ann", "ann-password")
-        assert client.tokens is not None
-        return client.tokens.access
+        return access_of(client)
 
 
 @pytest.fixture
