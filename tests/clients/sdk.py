@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from parshall.client import AsyncClient, AsyncStream, Client, Retry, StreamEvent
 
-QUICK = Retry(pause_seconds_min=0.02, pause_seconds_max=0.3, outage_seconds_max=30)
+QUICK = Retry(pause_seconds_min=0.02, pause_seconds_max=0.3, outage_seconds_max=100)
+"""Patient too: a server may take half a minute to start on a busy machine."""
 Kind = Literal["blocking", "awaiting"]
 KINDS: tuple[Kind, ...] = ("blocking", "awaiting")
 

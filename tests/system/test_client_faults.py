@@ -106,7 +106,7 @@ def killed_while_reading(server: Server, client: Client, chance: random.Random) 
         server.start()
         client.refresh()
         for each in reading:
-            each.result(60)
+            each.result(110)
     return told
 
 
@@ -302,7 +302,7 @@ def test_replicas_that_come_and_go_behind_a_balancer_change_nothing(
                 time.sleep(chance.uniform(ROUND_SECONDS_MAX / 2, ROUND_SECONDS_MAX))
                 (world.kill if turn % 2 else world.stop)(turn % 2)
                 for each in reading:
-                    each.result(60)
+                    each.result(110)
                 for told in several:
                     check_exact(client, told)
             world.start(turn % 2)
