@@ -13,7 +13,7 @@ from tests.clients.sdk import KINDS, Kind, client_of, text_of
 from tests.scripted import Script
 from tests.serving import ADMIN_PASSWORD, Server, serving, upstream
 
-from parshall.client import ApiError, Client, ClientError, InsufficientCredits, NewUser, new_id
+from parshall.client import UNLIMITED, ApiError, Client, ClientError, InsufficientCredits, NewUser, new_id
 from parshall.client.asked import asked, opened
 
 SCRIPT = "fake-n6-ms1"
@@ -181,6 +181,29 @@ def pages(call: Callable[..., Any]) -> Iterator[Any]:
         if page.next is None:
             return
         page = call(after=page.next, limit=2)
+
+
+def test_organisations_pay_for_their_members_within_limits(admin: Any, user: Any, name: str) -> None:
+    made = admin.found_organisation(f"{name} & co")
+    assert made.id in [each.id for page in pages(admin.organisations) for each in page.items]
+    assert admin.rename_organisation(made.id, name).name == name
+    assert admin.allocate_to_organisation(made.id, 10, notes="a start").user_id == made.id
+    assert admin.adjust_organisation(made.id, Decimal("-2.5")).new_credits == Decimal("7.5")
+    joined = admin.set_member(made.id, name, role="manager", limit_per_day=Decimal("0.5"), limit_total=3)
+    assert (joined.role, joined.limit_per_day, joined.limit_total) == ("manager", Decimal("0.5"), 3)
+    lifted = admin.set_member(made.id, name, limit_total=UNLIMITED)
+    assert (lifted.role, lifted.limit_per_day, lifted.limit_total) == ("manager", Decimal("0.5"), None)
+    mine = user.my_organisation()
+    assert (mine.organisation, mine.available_credits) == (user.organisation(made.id), Decimal("0.5"))
+    stream = user.stream(user.create_session(), SCRIPT)
+    list(stream)
+    assert user.organisation_balance(made.id).total == Decimal("7.5") - stream.receipt.charged
+    assert stream.id in [each.streaming_session_id for each in user.organisation_statement(made.id).items]
+    assert [each.used_total for each in user.members(made.id).items] == [stream.receipt.charged]
+    admin.remove_member(made.id, name)
+    with pytest.raises(ApiError) as left:
+        user.my_organisation()
+    assert left.value.status == 404
 
 
 def test_prices_and_models(admin: Any, reader: Any, name: str) -> None:

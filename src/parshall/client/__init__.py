@@ -8,9 +8,12 @@ from parshall.client.errors import ApiError, ClientError, InsufficientCredits, S
 from parshall.client.login import Tokens
 from parshall.client.model import Account, Balance, Receipt, StreamEvent
 from parshall.client.outage import Retry
-from parshall.client.records import NewUser
+from parshall.client.records import NewUser, Unlimited
+
+UNLIMITED = Unlimited.UNLIMITED
 
 __all__ = [
+    "UNLIMITED",
     "Account",
     "ApiError",
     "AsyncClient",

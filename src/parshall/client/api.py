@@ -14,13 +14,14 @@ from parshall.client.calls_admin import AdminCalls
 from parshall.client.calls_chat import ChatCalls
 from parshall.client.calls_credits import CreditCalls
 from parshall.client.calls_login import LoginCalls
+from parshall.client.calls_organisations import OrganisationCalls
 from parshall.client.core import Core
 from parshall.client.http import options
 from parshall.client.login import Login, RefreshHook, Tokens, credential
 from parshall.client.outage import Retry
 
 
-class _Calls(LoginCalls, ChatCalls, CreditCalls, AdminCalls):
+class _Calls(LoginCalls, ChatCalls, CreditCalls, OrganisationCalls, AdminCalls):
     """All that can be asked, and how a client is set up."""
 
     @property

@@ -1,12 +1,13 @@
 """One definition of each call for both clients: its steps, run at once by one that blocks, awaited by the other."""
 
+import uuid
 from collections.abc import Callable, Coroutine
 from functools import update_wrapper
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from parshall.client.awaiting import AsyncStream, Awaiting
 from parshall.client.blocking import Blocking, Stream
-from parshall.client.core import Core
+from parshall.client.core import Ask, Core, Members
 from parshall.client.reading import Reading
 from parshall.client.steps import Steps
 
@@ -18,6 +19,11 @@ class Asks:
     """The base of the classes that define calls."""
 
     _core: Core
+
+    def _change(self, method: str, path: str, body: Members, key: str | None, read: Callable[[Members], T]) -> Steps[T]:
+        """A change of credits bears one key through every repetition: the ledger gives the first answer again."""
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        return self._core.call(Ask(method=method, path=path, body=body, headers=headers), read, repeatable=True)
 
 
 class asked(Generic[P, T]):  # noqa: N801 - a decorator

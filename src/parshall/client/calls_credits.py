@@ -1,22 +1,15 @@
 """Calls to accounting: balances, statements, prices, usage, and changes of credits."""
 
-import uuid
-from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
-from typing import TypeVar
 
 from parshall.client import records
 from parshall.client.addresses import segment
 from parshall.client.asked import Asks, asked
-from parshall.client.core import Ask, Members
+from parshall.client.core import Ask
 from parshall.client.model import Balance
-from parshall.client.records import Changed, Checked, Entry, Grant, Page, Price, Running, Used
+from parshall.client.records import Amount, Changed, Checked, Entry, Grant, Page, Price, Running, Used
 from parshall.client.steps import Steps
-
-T = TypeVar("T")
-Amount = Decimal | int | float
-"""Credits, with six decimal places at most."""
 
 
 class CreditCalls(Asks):
@@ -157,11 +150,6 @@ class CreditCalls(Asks):
         """Take credits back from a user. For supervisors."""
         body = {"userId": user, "credits": credits, "notes": notes}
         return self._change("DELETE", "/credits/remove", body, idempotency_key, records.of(Changed))
-
-    def _change(self, method: str, path: str, body: Members, key: str | None, read: Callable[[Members], T]) -> Steps[T]:
-        """One key for every repetition: the ledger gives the first answer again."""
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return self._core.call(Ask(method=method, path=path, body=body, headers=headers), read, repeatable=True)
 
 
 def _of(path: str, user: str | None) -> str:

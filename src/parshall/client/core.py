@@ -10,6 +10,7 @@ from parshall.client.addresses import Addresses
 from parshall.client.errors import ApiError, Unreachable, foreign, refusal, unreachable
 from parshall.client.login import Login, Tokens
 from parshall.client.outage import CALL_ATTEMPTS_MAX, RETRIED_STATUSES, Retry
+from parshall.client.records import Unlimited
 from parshall.client.steps import Alone, Answer, Broken, Pause, Read, Send, Steps
 
 T = TypeVar("T")
@@ -139,9 +140,11 @@ def _encoded(body: Members) -> bytes:
     return json.dumps({name: value for name, value in body.items() if value is not None}, default=_number).encode()
 
 
-def _number(value: object) -> float:
+def _number(value: object) -> float | None:
     if isinstance(value, Decimal):
         return float(value)
+    if isinstance(value, Unlimited):
+        return None
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 

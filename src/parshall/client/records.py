@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -10,6 +11,14 @@ import msgspec
 from parshall.client.errors import foreign
 
 T = TypeVar("T")
+Amount = Decimal | int | float
+"""Credits, with six decimal places at most."""
+
+
+class Unlimited(Enum):
+    """Says that a limit is to be lifted, where None says that it stays."""
+
+    UNLIMITED = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -127,6 +136,36 @@ class Checked(Record, frozen=True, kw_only=True):
     sufficient: bool
     credits: Decimal
     required_credits: Decimal
+
+
+class Organisation(Record, frozen=True, kw_only=True):
+    """A group with credits of its own."""
+
+    id: str
+    name: str
+    created_at: datetime | None = None
+    created_by: str | None = None
+
+
+class Member(Record, frozen=True, kw_only=True):
+    """A membership, with what was drawn and may be drawn; a limit that is None is none.
+
+    `organisation` and `available_credits`, what may be drawn now, are there in one's own.
+    """
+
+    user_id: str
+    organisation_id: str
+    role: str
+    limit_per_day: Decimal | None = None
+    limit_per_month: Decimal | None = None
+    limit_total: Decimal | None = None
+    used_today: Decimal = Decimal(0)
+    used_this_month: Decimal = Decimal(0)
+    used_total: Decimal = Decimal(0)
+    limit_left: Decimal | None = None
+    joined_at: datetime | None = None
+    organisation: Organisation | None = None
+    available_credits: Decimal | None = None
 
 
 class Price(Record, frozen=True, kw_only=True):
