@@ -18,6 +18,8 @@ from tests.ledgers import check_ledger
 from tests.scripted import Script
 from tests.serving import PARSHALL, Caller, Server, serving, stream_id_of, text_of, tokens_of, upstream
 
+from parshall.client import Client
+
 SERVICES = ("auth", "accounting", "chat")
 SETTLING = ("initialize", "extend", "reprice", "finalize", "abort", "void")
 BODY: dict[str, Any] = {
@@ -69,6 +71,20 @@ def variable(process: psutil.Process, name: str) -> str:
 
 
 # ── The original platform ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_python_client_and_the_chat_in_the_terminal_find_each_service(server: Server) -> None:
+    places = {f"{name}_url": url for name, url in server.services.items() if name in ("auth", "accounting")}
+    with Client(server.url, **places) as client:
+        assert client.login("demo", "demo-password").username == "demo"
+        before = client.balance().total
+        stream = client.stream(client.create_session(), "fake-n3 hello")
+        assert [event.event for event in stream][-1] == "done"
+        assert stream.receipt is not None and client.balance().total == before - stream.receipt.charged
+    options = [f"--{name.replace('_', '-')}={url}" for name, url in places.items()]
+    command = [PARSHALL, "chat", "--url", server.url, *options, "-u", "demo", "--password-stdin", "fake-n3 again"]
+    ran = subprocess.run(command, input="demo-password\n", capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout.strip()) == (0, Script.of("", "fake-n3").text().strip()), ran.stderr
 
 
 def test_a_client_of_the_original_platform_finds_everything_at_three_addresses(server: Server) -> None:

@@ -71,6 +71,8 @@ def node_plainly(folder: Path, code: str) -> Sequence[str]:
 
 FETCH_EVENT_SOURCE = "Node or browser: @microsoft/fetch-event-source"
 CLIENTS = {
+    "Python: the SDK": python,
+    "Python: the SDK, asynchronous": python,
     "curl": curl,
     "Python: httpx-sse": python,
     "Python: sseclient-py": python,

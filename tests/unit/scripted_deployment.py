@@ -12,8 +12,10 @@ from typing import Any
 from parshall.kernel.sse import frame
 
 RECEIPT = {"streamingSessionId": "stream-1620847252-a1b2c3d4", "outcome": "completed", "chargedCredits": 0.000123}
+ANY_ID = "stream-1620847252-" + 32 * "0"
+"""Stands in the first event for the id of the stream, and is as long as one."""
 DATA: list[tuple[str, dict[str, Any]]] = [
-    ("session", {"streamingSessionId": "stream-1620847252-a1b2c3d4"}),
+    ("session", {"streamingSessionId": ANY_ID}),
     ("model", {"model": "m"}),
     *[("chunk", {"text": f"t{n} é\u2028", "tokens": 1, "totalTokens": n}) for n in range(1, 6)],
     ("done", {"status": "complete", "receipt": RECEIPT}),
@@ -69,6 +71,10 @@ class Exchange(BaseHTTPRequestHandler):
         problem(404, "not_found")(self)
         return False
 
+    def stream_id(self) -> str:
+        """The stream that the request is about."""
+        return self.headers["X-Streaming-Session-Id"] or self.path.rpartition("/")[2]
+
     def log_message(self, *args: Any) -> None:
         pass
 
@@ -83,6 +89,7 @@ def serve(
             return
         after = int(exchange.headers.get("Last-Event-ID", "0"))
         payload = before + b"".join(exchange.deployment.frames[max(0, after - again) :])
+        payload = payload.replace(ANY_ID.encode(), exchange.stream_id().encode())
         send_stream(exchange, payload if cut_bytes is None else payload[:cut_bytes], chunked, cut_bytes is None)
 
     return act

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from scripted_deployment import Deployment, Exchange, listening, problem, reply, serve, vanish
+from scripted_deployment import ANY_ID, Deployment, Exchange, listening, problem, reply, serve, vanish
 from typer.testing import CliRunner
 
 from parshall.cli.conversation import Conversation, Ended
@@ -38,7 +38,7 @@ ANSWER = "A flume\nmeasures flow.\u2028é"
 def answer_frames(*texts: str, end: tuple[str, dict[str, Any]] | None = None) -> list[bytes]:
     end = end or ("done", {"status": "complete", "finishReason": "stop", "message": "m", "receipt": RECEIPT})
     events = [
-        ("session", {"streamingSessionId": STREAM_ID, "modelId": "tiny", "reservedCredits": 0.1}),
+        ("session", {"streamingSessionId": ANY_ID, "modelId": "tiny", "reservedCredits": 0.1}),
         ("model", {"model": "tiny", "fallbackApplied": False}),
         *[("chunk", {"text": text, "tokens": 1, "totalTokens": n}) for n, text in enumerate(texts, start=1)],
         end,

@@ -44,7 +44,8 @@ def read(deployment: Deployment, *, retry: Retry = QUICK) -> list[StreamEvent]:
 
 
 def assert_complete(events: list[StreamEvent]) -> None:
-    assert [(event.event, dict(event.data)) for event in events] == DATA
+    named = {"streamingSessionId": events[0].data["streamingSessionId"]}
+    assert [(event.event, dict(event.data)) for event in events] == [("session", named), *DATA[1:]]
     assert [event.offset for event in events] == list(range(1, len(DATA) + 1))
 
 

@@ -32,6 +32,11 @@ def chat(
         str | None, typer.Option("--model", "-m", help="Model to ask (default: the server's choice).")
     ] = None,
     session: Annotated[str | None, typer.Option(help="Go on with this chat session.")] = None,
+    auth_url: Annotated[
+        str | None,
+        typer.Option(help="Where auth listens, if elsewhere (with services apart, --url is chat's address)."),
+    ] = None,
+    accounting_url: Annotated[str | None, typer.Option(help="Where accounting listens, if elsewhere.")] = None,
 ) -> None:
     """Chat with a model; each answer ends with its receipt.
 
@@ -40,7 +45,7 @@ def chat(
 
     Example: parshall chat --username ann "What does a Parshall flume measure?"
     """
-    with Client(url, token=token) as client:
+    with Client(url, token=token, auth_url=auth_url, accounting_url=accounting_url) as client:
         if token is None:
             client.login(_username(username), read_password(from_stdin=password_stdin))
         try:

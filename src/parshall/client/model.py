@@ -1,16 +1,21 @@
 """The values that the client gives: events of a stream, receipts, balances; amounts are exact decimal credits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-TERMINAL_EVENTS = frozenset({"done", "error"})
+OBSERVER_EVENTS = frozenset({"observer", "history-start", "history-end", "observer-end"})
+"""What an observer is told beside the events of the stream."""
+TERMINAL_EVENTS = frozenset({"done", "error", "observer-end"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamEvent:
-    """One event of a stream: its offset (1, 2, … without gaps), its name on the wire and its members."""
+    """One event of a stream: its offset (1, 2, … without gaps), its name on the wire and its members.
+
+    What an observer is told beside the stream has the offset of the event before it.
+    """
 
     offset: int
     event: str
@@ -20,6 +25,11 @@ class StreamEvent:
     def terminal(self) -> bool:
         """Whether the stream ends with this event."""
         return self.event in TERMINAL_EVENTS
+
+    @property
+    def text(self) -> str:
+        """The piece of the answer that it brings; empty for any event but `chunk`."""
+        return _text(self.data, "text") if self.event == "chunk" else ""
 
     @property
     def receipt(self) -> "Receipt | None":
@@ -44,7 +54,7 @@ class Receipt:
     returned: Decimal
     balance_after: Decimal
     settlement: str
-    raw: Mapping[str, Any]
+    raw: Mapping[str, Any] = field(compare=False, repr=False)
 
     @property
     def is_pending(self) -> bool:
