@@ -95,7 +95,13 @@ async def system(settings: Settings, services: frozenset[ServiceName] = ALL) -> 
             stack.enter_context(only_one_of(settings.home_dir, "serving"))
         parts = await stack.enter_async_context(parts_of(settings, services))
         chatting = await _chatting(settings, parts, stack) if ServiceName.CHAT in services else None
-        verifier = TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now, exchange=parts.exchange)
+        verifier = TokenVerifier(
+            parts.auth.key_set,
+            issuer=settings.issuer,
+            clock=clock.now,
+            exchange=parts.exchange,
+            external=parts.external,
+        )
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)
         yield System(

@@ -14,7 +14,9 @@ from joserfc.jwk import KeySet
 
 from parshall.auth import model
 from parshall.auth.apikey import ApiKeyRefused
+from parshall.auth.external import ExternalTokenRefused, IssuerAway
 from parshall.auth.model import User
+from parshall.auth.wire import ACCESS_TOKEN_TYPE, EXCHANGE_GRANT
 from parshall.kernel.clock import instant
 from parshall.kernel.errors import NotFound, TooManyRequests, Unavailable
 from parshall.kernel.ids import UserId
@@ -170,6 +172,21 @@ class RemoteAuth:
             if refusal.status in (400, 401):
                 raise ApiKeyRefused from refusal
             raise refusal.error(TooManyRequests) from refusal
+
+    async def external_token(self, text: str, _address: str) -> str:
+        """An access token for one of an external issuer, which auth alone knows: the Exchange of a TokenVerifier.
+
+        Raises ExternalTokenRefused, Unavailable.
+        """
+        form = {"grant_type": EXCHANGE_GRANT, "subject_token": text, "subject_token_type": ACCESS_TOKEN_TYPE}
+        own = {"Authorization": f"Bearer {await self.tokens.token()}"}
+        try:
+            return (await self._public.call("POST", "/api/auth/token", _Granted, data=form, headers=own)).access_token
+        except Refusal as refusal:
+            if refusal.status != 400:
+                raise refusal.error(TooManyRequests) from refusal
+            away = refusal.extra.get("reason") == IssuerAway.code
+            raise (IssuerAway if away else ExternalTokenRefused)(refusal.detail) from refusal
 
     async def find_user(self, who: str) -> User:
         """The user with this id, username or e-mail address as auth knows them now. Raises NotFound, Unavailable."""
