@@ -110,8 +110,8 @@ def forged(by: OpenIdProvider, other: OpenIdProvider) -> Iterator[tuple[str, str
     for typ in ("JWT", "id_token+jwt", LEFT_OUT, None, 7, ["at+jwt"], "logout+jwt", ""):
         yield f"typ {typ!r}", spoilt(by, {"typ": typ})
     yield "expired", by.token("anna", exp=now - LEEWAY_SECONDS - 1)
-    yield "not yet", by.token("anna", nbf=now + LEEWAY_SECONDS + 5)
-    yield "issued in the future", by.token("anna", iat=now + LEEWAY_SECONDS + 5)
+    yield "not yet", by.token("anna", nbf=now + 1000)
+    yield "issued in the future", by.token("anna", iat=now + 1000)
     for name in ("exp", "iat"):
         for wrong in (LEFT_OUT, "soon", True, None, -1, 1e300):
             yield f"{name} {wrong!r}", spoilt(by, **{name: wrong})
@@ -213,6 +213,7 @@ async def test_a_published_secret_verifies_nothing(verify: Verify, corp: OpenIdP
 
 
 @ONE_ENGINE
+@pytest.mark.filterwarnings("ignore:Key size")
 async def test_a_weak_key_verifies_nothing(verify: Verify, corp: OpenIdProvider) -> None:
     weak = RSAKey.import_key(
         rsa.generate_private_key(65537, 1024).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -234,21 +235,24 @@ def corp_token(corp: OpenIdProvider) -> str:
 
 
 @ONE_ENGINE
-async def test_a_rotated_key_is_taken_at_its_first_token(verify: Verify, clock: Hands, corp: OpenIdProvider) -> None:
-    for _ in range(3):
-        clock.turn(KEYS_PAUSE_SECONDS)
+async def test_a_rotated_key_is_taken_at_its_first_token(verify: Verify, corp: OpenIdProvider) -> None:
+    assert await verify(corp.token("anna"))
+    for _ in range(2):
         corp.rotate()
         assert await verify(corp.token("anna"))
 
 
 @ONE_ENGINE
-async def test_unknown_kids_ask_the_issuer_no_more_than_once_in_a_while(verify: Verify, corp: OpenIdProvider) -> None:
+async def test_unknown_kids_ask_the_issuer_no_more_than_once_in_a_while(
+    auth: Auth, clock: Hands, corp: OpenIdProvider
+) -> None:
+    verify = verifier(auth, clock).verify
     assert await verify(corp.token("anna"))
     asked = len(corp.asked)
-    for number in range(20):
-        with pytest.raises(ExternalTokenRefused):
-            await verify(corp.token("anna", header={"kid": f"made-up-{number}"}))
-    assert len(corp.asked) == asked
+    made_up = (corp.token("anna", header={"kid": f"made-up-{number}"}) for number in range(20))
+    refused = await asyncio.gather(*map(verify, made_up), return_exceptions=True)
+    assert all(isinstance(each, ExternalTokenRefused) for each in refused)
+    assert len(corp.asked) == asked + 2, "its metadata and its keys, once for all"
 
 
 @ONE_ENGINE
@@ -263,6 +267,8 @@ async def test_without_its_issuer_a_known_key_goes_on_for_a_day(
         assert await verify(corp.token("anna"))
     with pytest.raises(IssuerAway):
         await verify(other.token("bert"))
+    with pytest.raises(IssuerAway):
+        await verify(corp.token("anna", header={"kid": "may-be-new"}))
     clock.turn(2)
     with pytest.raises(IssuerAway):
         await verify(corp.token("anna"))
@@ -273,12 +279,11 @@ async def test_without_its_issuer_a_known_key_goes_on_for_a_day(
 
 @ONE_ENGINE
 async def test_a_key_that_is_taken_back_ends(verify: Verify, clock: Hands, corp: OpenIdProvider) -> None:
-    stolen, kept = corp.token("anna"), dict(corp.keys)
+    stolen = corp.token("anna")
     assert await verify(stolen)
     corp.rotate()
     clock.turn(KEYS_PAUSE_SECONDS)
     assert await verify(corp.token("anna"))
-    corp.keys = kept
     with pytest.raises(ExternalTokenRefused):
         await verify(stolen)
 

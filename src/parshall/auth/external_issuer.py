@@ -31,8 +31,8 @@ KEYS_REFRESH_SECONDS = 300
 """After so long the keys are fetched again beside the requests; one may have been taken back."""
 KEYS_KEPT_SECONDS_MAX = DAY // SECOND
 """How long an issuer may be away before its tokens are refused."""
-KEYS_PAUSE_SECONDS = 2
-"""Between two fetches at least, whatever tokens come along."""
+KEYS_PAUSE_SECONDS = 1.0
+"""Between two fetches at least, whatever tokens come along; shorter than a wait, so that a new key fails no token."""
 TOKEN_SECONDS_MAX = 10.0
 
 _KINDS = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
@@ -68,6 +68,7 @@ class IssuerClient:
         self._clock = clock
         self._known: _Known | None = None
         self._asked_at = -DAY
+        self._failed = False
         self._fetching: asyncio.Task[None] | None = None
         self._opened: aiohttp.ClientSession | None = None
 
@@ -131,9 +132,11 @@ class IssuerClient:
     async def _key(self, kid: str) -> Key | None:
         """The key of this id; the keys are fetched again for one that is not known, which may be new."""
         found = (await self._current()).keys.get(kid)
-        if found is None and self._may_ask():
+        if found is None:
             await self._wait()
             found = (await self._current()).keys.get(kid)
+        if found is None and self._failed:
+            raise IssuerAway
         return found
 
     async def _current(self) -> _Known:
@@ -149,28 +152,32 @@ class IssuerClient:
     def _age(self) -> int:
         return self._clock() - (self._known.fetched_at if self._known else -DAY)
 
-    def _may_ask(self) -> bool:
-        return self._fetching is not None or self._clock() - self._asked_at >= KEYS_PAUSE_SECONDS * SECOND
+    def _pause(self) -> float:
+        """How many seconds the next fetch has to wait."""
+        return max(0.0, KEYS_PAUSE_SECONDS - (self._clock() - self._asked_at) / SECOND)
 
     def _begin(self) -> None:
-        if self._fetching is None and self._may_ask():
-            self._asked_at = self._clock()
+        """Fetch as soon as may be; but where it has just failed, leave it to who comes later."""
+        if self._fetching is None and not (self._failed and self._pause()):
             self._fetching = asyncio.create_task(self._fetch())
 
     async def _wait(self) -> None:
-        """Give a fetch, begun now or before, a while; who comes too early for the next one does not wait."""
+        """Give a fetch, begun now or before, a while."""
         self._begin()
         if self._fetching is not None:
             await asyncio.wait({self._fetching}, timeout=WAIT_SECONDS_MAX)
 
     async def _fetch(self) -> None:
-        at = self._clock()
         try:
+            await asyncio.sleep(self._pause())
+            at = self._asked_at = self._clock()
             async with asyncio.timeout(FETCH_SECONDS_MAX):
                 metadata = await self._discover()
                 _, document = await self._ask("GET", metadata.jwks_uri, only=200)
             self._known = _Known(metadata=metadata, keys=_keys(document), fetched_at=at)
+            self._failed = False
         except (IssuerAway, TimeoutError) as error:
+            self._failed = True
             _logger.error("issuer_away", issuer=self.issuer.name, reason=str(error) or "too slow")
         finally:
             self._fetching = None
