@@ -52,6 +52,7 @@ class InvalidSubject(Invalid):
 
     code = "invalid_subject_token"
     title = "Token not exchanged"
+    default = "The token is not exchanged for one of ours; `detail` says why."
 
     def __init__(self, refused: ParshallError) -> None:
         """Say why in the words of that refusal."""
