@@ -95,6 +95,7 @@ PATHS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/api/chat/users/search": (SUPERVISOR, None),
     "/api/chat/users/{user_id}/sessions": (SUPERVISOR, None),
     "/api/chat/users/{user_id}/sessions/{session_id}": (SUPERVISOR, None),
+    "/api/admin/removals": (ADMIN, None),
     "/api/admin/users": (ADMIN, {"username": "mallory3", "email": "m3@example.org", "password": "long-enough"}),
     "/api/admin/users/batch": (ADMIN, {"users": [{"username": "mallory4"}]}),
     "/api/admin/users/by-email/{email}": (ADMIN, None),

@@ -21,6 +21,7 @@ from parshall.kernel.clock import instant
 from parshall.kernel.errors import NotFound, TooManyRequests, Unavailable
 from parshall.kernel.ids import UserId
 from parshall.kernel.peer import Peer, Refusal
+from parshall.kernel.removals import REMOVALS_PER_PAGE_MAX, Removal
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import Role
 
@@ -72,6 +73,16 @@ class _Document(msgspec.Struct, rename="camel"):
 
 class _One(msgspec.Struct):
     user: _Document
+
+
+class _Removal(msgspec.Struct, rename="camel"):
+    number: int
+    user_id: str
+    removed_at: datetime
+
+
+class _Removals(msgspec.Struct):
+    removals: list[_Removal]
 
 
 class _Pagination(msgspec.Struct):
@@ -208,6 +219,18 @@ class RemoteAuth:
         if len(self._people) > PEOPLE_KEPT_MAX:
             self._people.popitem(last=False)
         return user_id
+
+    async def removals(self, *, after: int, limit: int = REMOVALS_PER_PAGE_MAX) -> list[Removal]:
+        """Users who were removed, numbered above `after`, in order. Raises Unavailable."""
+        asked = {"after": str(after), "limit": str(limit)}
+        try:
+            page = await self._private.call("GET", "/api/admin/removals", _Removals, params=asked)
+        except Refusal as refusal:
+            raise refusal.error() from refusal
+        return [
+            Removal(number=each.number, user_id=UserId(each.user_id), removed_at=instant(each.removed_at))
+            for each in page.removals
+        ]
 
     async def users_page(self, *, query: str = "", limit: int = model.USERS_PER_PAGE_MAX) -> tuple[list[User], int]:
         """The first users whose name or address contains `query`, and how many there are. Raises Unavailable."""

@@ -87,6 +87,13 @@ external_users = Table(
     Column("claimed_at", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )
+removals = Table(
+    "removals",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("user_id", String(32), nullable=False),
+    Column("removed_at", BigInteger, nullable=False),
+)
 shut_out = Table(
     "shut_out",
     metadata,

@@ -8,7 +8,7 @@ from typing import NoReturn
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from parshall.auth import apikey_store, external_store, keys, mailed_store, model, store
+from parshall.auth import apikey_store, external_store, keys, mailed_store, model, removal_store, store
 from parshall.auth.external import ExternalUser
 from parshall.auth.issuer import Issuer
 from parshall.auth.mailed import Purpose
@@ -18,6 +18,7 @@ from parshall.kernel.clock import Clock
 from parshall.kernel.database import Database
 from parshall.kernel.errors import NotFound, ParshallError
 from parshall.kernel.ids import UserId, new_id
+from parshall.kernel.removals import REMOVALS_PER_PAGE_MAX, Removal
 from parshall.kernel.tokens import Role
 
 ADMIN_USERNAME = "admin"
@@ -141,6 +142,11 @@ class Users(Issuer):
 
         await self._database.write(remove)
 
+    async def removals(self, *, after: int, limit: int = REMOVALS_PER_PAGE_MAX) -> list[Removal]:
+        """Users who were removed, numbered above `after`, in order: what kernel.removals.Feed asks for."""
+        assert 1 <= limit <= REMOVALS_PER_PAGE_MAX
+        return await self._database.read(lambda c: removal_store.list_removals(c, after=after, limit=limit))
+
     async def let_in(self, issuer: str, subject: str) -> None:
         """Take somebody of an external issuer who was removed for a new user, when they next come. Raises NotFound."""
         if not await self._database.write(lambda c: external_store.let_in(c, issuer, subject)):
@@ -227,10 +233,11 @@ def present(connection: Connection, user_id: UserId) -> User:
 
 
 def remove_user(connection: Connection, user_id: UserId, *, at: int) -> None:
-    """Remove a user who is there, with all that hangs on them. Raises LastAdmin."""
+    """Remove a user who is there, with all that hangs on them here; other services hear of it. Raises LastAdmin."""
     external_store.shut_out_user(connection, user_id, at=at)
     if not store.delete_user(connection, user_id):
         raise model.LastAdmin
+    removal_store.note_removal(connection, user_id, at=at)
 
 
 def _refuse_taken(connection: Connection, username: str, *, but_for: UserId) -> NoReturn:

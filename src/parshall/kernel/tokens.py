@@ -125,6 +125,7 @@ class TokenVerifier:
         self._fetched_at = 0
         self._fetching = asyncio.Lock()
         self._verified: OrderedDict[str, tuple[Principal, int]] = OrderedDict()
+        self._shut_out: frozenset[UserId] = frozenset()
 
     async def verify(self, token: str, address: str = "") -> Principal:
         """The principal of a valid token or API key. Raises TokenRefused, and TooManyRequests for wrong keys.
@@ -142,11 +143,20 @@ class TokenVerifier:
             raise TokenRefused("The access token is too long; log in again.")
         exchanged, remembered = await self._exchanged(token, address, at)
         principal, expires_at = _principal(await self._claims(exchanged, at), issuer=self._issuer, at=at)
+        if principal.user_id in self._shut_out:
+            raise TokenRefused("The user of this access token was removed; log in as somebody else.", reason="removed")
         expires_at = min(expires_at, remembered)
         self._verified[token] = (principal, expires_at)
         if len(self._verified) > VERIFIED_MAX:
             self._verified.popitem(last=False)
         return principal
+
+    def shut_out(self, users: frozenset[UserId]) -> None:
+        """Take no token of these users, however long it lives: they were removed. In place of those before."""
+        if users - self._shut_out:
+            known = self._verified.items()
+            self._verified = OrderedDict((token, each) for token, each in known if each[0].user_id not in users)
+        self._shut_out = users
 
     async def _exchanged(self, token: str, address: str, at: int) -> tuple[str, int]:
         """The token of our own that counts for what was presented, and until when that is remembered at most.
