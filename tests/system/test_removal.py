@@ -1,4 +1,4 @@
-"""Whoever is removed is removed everywhere, on one process and on three: chats, credits, tokens; whatever dies meanwhile."""
+"""Whoever is removed is removed everywhere, on one process and on three: chats, credits, tokens; whatever dies."""
 
 import sqlite3
 import time
@@ -59,6 +59,31 @@ def test_removing_oneself_takes_chats_credits_and_tokens_along(server: Server) -
     assert said(server, session) == 0
 
 
+def test_an_export_is_all_that_is_kept_in_one_document(server: Server) -> None:
+    eve = server.customer("eve", credits=7)
+    sessions = [eve.session(title=f"talk {number}") for number in range(3)]
+    for session in sessions:
+        eve.ask(session, "fake-n2")
+    answer = eve.http.get(eve._where("/api/profile/export"), headers=eve.headers())
+    assert answer.headers["content-type"] == "application/json"
+    export = answer.json()
+    assert export["user"]["username"] == "eve"
+    kept = {each["id"]: each for each in export["chat"]["sessions"]}
+    assert kept.keys() == set(sessions)
+    assert [each["role"] for each in kept[sessions[0]]["messages"]] == ["user", "assistant"]
+    credits = export["credits"]
+    assert credits["balance"] == eve.balance()
+    assert credits["organisation"] is None
+    statement = eve.get("/api/credits/statement?limit=500")["entries"]
+    assert credits["statement"] == statement
+    assert credits["usage"]["totalRecords"] == 3
+    other = server.customer("mallory")
+    assert other.get("/api/profile/export")["chat"]["sessions"] == []
+    key = other.post("/api/auth/api-keys", {"name": "x"}, expect=201)["key"]
+    other.token = key
+    other.get("/api/profile/export", expect=403)
+
+
 def test_a_running_stream_is_stopped_and_settled_before_its_account_is_closed(server: Server) -> None:
     admin, bob = server.user(), server.customer("bob")
     user_id, session = bob.get("/api/profile")["user"]["id"], bob.session()
@@ -71,6 +96,7 @@ def test_a_running_stream_is_stopped_and_settled_before_its_account_is_closed(se
     until(lambda: held(server, user_id) == (0, 0))
 
 
+@pytest.mark.parametrize("server", ["together"], indirect=True)
 def test_what_dies_in_between_is_made_up_for(server: Server) -> None:
     names = [f"carl{number}" for number in range(4)]
     people = [server.customer(name) for name in names]
@@ -100,4 +126,3 @@ def log_is_gone(admin: Caller, stream_id: str) -> bool:
 def test_the_books_of_whoever_left_still_rebuild(server: Server) -> None:
     server.stop()
     check_ledger(server.home / "accounting.db")
-    server.start()

@@ -7,7 +7,7 @@ from parshall.kernel.removals import Feed, Removals
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import TokenVerifier
 
-PAUSE_SECONDS = 2.0
+PAUSE_SECONDS = 5.0
 """How long a removed user's token may still work at accounting and chat."""
 
 _logger = log("removals")

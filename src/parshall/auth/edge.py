@@ -1,6 +1,7 @@
 """What auth's routes share: the service, forms of names and passwords, callers as auth knows them now, and cookies."""
 
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request, Response
 from pydantic import Field
@@ -30,6 +31,14 @@ class SignupBody(WireModel):
     username: Username
     email: Email
     password: NewPassword
+
+
+class Elsewhere(Protocol):
+    """What other services keep of a user, which auth does not know: members of a JSON object, as pieces of text."""
+
+    async def members(self, token: str) -> AsyncIterator[str]:
+        """What is kept of the user of this token, asked by it. Raises Unavailable."""
+        ...
 
 
 async def _service(request: Request) -> Auth:

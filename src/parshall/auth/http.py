@@ -1,11 +1,16 @@
 """The HTTP surface of auth: signing up and in, the own profile, and tokens for services and API keys."""
 
+import json
+from collections.abc import AsyncIterator
+
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from parshall.auth import keys
 from parshall.auth.edge import (
     REFRESH_COOKIE,
     Document,
+    Elsewhere,
     Email,
     NewPassword,
     Present,
@@ -39,7 +44,7 @@ from parshall.kernel.browsers import check_same_origin
 from parshall.kernel.errors import Unauthenticated
 from parshall.kernel.http import User, WireModel, current_principal
 from parshall.kernel.scopes import opens_to
-from parshall.kernel.tokens import API_KEY_PREFIX, PROFILE_SCOPE
+from parshall.kernel.tokens import API_KEY_PREFIX, PROFILE_SCOPE, presented_token
 
 router = APIRouter(prefix="/api", tags=["auth"], route_class=StrictRoute)
 router.include_router(administration)
@@ -155,10 +160,22 @@ async def update_profile(body: ProfileBody, caller: Present, request: Request, a
     return {"message": "Your profile is changed.", "user": user_document(user)}
 
 
-@router.get("/profile/export")
-async def export_profile(caller: Present, auth: Service) -> Document:
-    """All that auth keeps of the caller, secrets aside."""
-    return export_document(await auth.export(caller.id))
+@router.get("/profile/export", response_model=None)
+async def export_profile(request: Request, caller: Present, auth: Service) -> Response:
+    """All that is kept of the caller, secrets aside; what other services keep is written as it comes."""
+    own = export_document(await auth.export(caller.id))
+    elsewhere: Elsewhere | None = getattr(request.app.state, "elsewhere", None)
+    if elsewhere is None:
+        return JSONResponse(own)
+    pieces = await elsewhere.members(presented_token(request))
+    return StreamingResponse(_whole(own, pieces), media_type="application/json")
+
+
+async def _whole(own: Document, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield json.dumps(own).removesuffix("}") + ","
+    async for piece in pieces:
+        yield piece
+    yield "}"
 
 
 @router.delete("/profile")

@@ -5,11 +5,13 @@ and erasing may be repeated. Records that were restored from before a removal he
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from sqlalchemy import BigInteger, Column, Connection, Index, MetaData, String, Table, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from parshall.kernel.clock import SECOND, Clock
 from parshall.kernel.database import Database
@@ -75,7 +77,8 @@ class Removals:
         """Keep all removals that are new. Raises Unavailable."""
         heard = await self._database.read(self._heard)
         while page := await feed.removals(after=heard):
-            await self._database.write(partial(self._keep, news=page))
+            with suppress(IntegrityError):  # another process has just kept them
+                await self._database.write(partial(self._keep, news=page))
             heard = page[-1].number
 
     async def recent(self) -> frozenset[UserId]:
@@ -111,7 +114,7 @@ class Removals:
         return newest or 0
 
     def _keep(self, connection: Connection, *, news: Sequence[Removal]) -> None:
-        """Of two processes that hear the same at once, one keeps it; the other finds it there, or fails and repeats."""
+        """Of two processes that hear the same at once, one keeps it; the other finds it there, or fails."""
         known = select(self._table.c.number).where(self._table.c.number.in_([each.number for each in news]))
         there = set(connection.execute(known).scalars())
         rows = [
