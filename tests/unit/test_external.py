@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from tests.identities import HERE, PASSWORD, Hands, alice, opened, verifier
 from tests.oidc import AUDIENCE, CLIENT, LEFT_OUT, OpenIdProvider, provider, without
 from tests.postgres import Engine
+from typer.testing import CliRunner
 
 from parshall.app.config import Settings
 from parshall.app.oidc import OidcIssuer
@@ -29,6 +30,7 @@ from parshall.auth.external import ExternalIssuer, ExternalTokenRefused, Externa
 from parshall.auth.external_issuer import KEYS_KEPT_SECONDS_MAX, KEYS_PAUSE_SECONDS, KEYS_REFRESH_SECONDS
 from parshall.auth.externals import TOKEN_SECONDS
 from parshall.auth.service import FRESH_SECONDS, Auth
+from parshall.cli.main import app
 from parshall.kernel.clock import SECOND
 from parshall.kernel.errors import TokenRefused
 from parshall.kernel.tokens import LEEWAY_SECONDS, Principal, Role, TokenVerifier
@@ -87,6 +89,13 @@ async def test_a_right_token_is_a_user_of_ours(auth: Auth, verify: Verify, corp:
     assert (user.id, user.is_verified) == (principal.user_id, True)
     assert not principal.is_limited
     assert (await verify(corp.token("anna"))).user_id == principal.user_id
+
+
+@ONE_ENGINE
+async def test_what_a_header_says_beside_the_usual_is_neither_followed_nor_minded(verify: Verify, corp: Any) -> None:
+    own = {"nonce": "x", "jku": "https://evil.example/keys", "x5t": "abc", "tenant": {"a": 1}}
+    assert await verify(raw(corp.token("anna"), own, lambda text: key_sign(corp.keys[corp.kid], text)))
+    assert "/evil" not in " ".join(corp.asked)
 
 
 async def test_the_same_subject_at_two_issuers_is_two_people(verify: Verify, corp: Any, other: Any) -> None:
@@ -518,6 +527,16 @@ def test_an_issuer_that_could_not_be_told_apart_is_refused_at_the_start(wrong: d
     assert OidcIssuer(**FINE)
     with pytest.raises(ValidationError):
         OidcIssuer(**FINE | wrong)
+
+
+def test_the_secret_of_a_client_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {**FINE, "clientId": "parshall", "clientSecret": "hush-hush"}
+    monkeypatch.setenv("PARSHALL_OIDC_ISSUERS", json.dumps([given]))
+    monkeypatch.setenv("PARSHALL_PUBLIC_URL", "https://chat.example.org")
+    shown = CliRunner().invoke(app, ["config", "--json"]).output
+    assert FINE["issuer"] in shown
+    assert "hush-hush" not in shown
+    assert "hush-hush" not in repr(Settings()) + repr(Settings().oidc_issuers[0].external())
 
 
 def test_issuers_are_read_from_the_environment_and_do_not_stand_in_for_each_other(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -11,6 +12,7 @@ import aiohttp
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import Key, import_key
+from joserfc.jws import JWSRegistry
 
 from parshall.auth.external import ExternalIssuer, ExternalTokenRefused, IssuerAway, LoginRefused
 from parshall.kernel.addresses import is_private
@@ -102,7 +104,7 @@ class IssuerClient:
         if key is None or not _fits(key, algorithm):
             raise ExternalTokenRefused("The token's key is none of its issuer's.")
         try:
-            jws.deserialize_compact(token, key, algorithms=[algorithm])
+            jws.deserialize_compact(token, key, registry=_registry(algorithm))
         except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ExternalTokenRefused from error
         return header, claims
@@ -130,9 +132,14 @@ class IssuerClient:
     # ── Keys ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _key(self, kid: str) -> Key | None:
-        """The key of this id; the keys are fetched again for one that is not known, which may be new."""
-        found = (await self._current()).keys.get(kid)
-        if found is None:
+        """The key of this id; the keys are fetched again for one that is not known, which may be new.
+
+        Nobody waits twice: a service apart would give this answer up, and take auth for away.
+        """
+        before = self._known
+        current = await self._current()
+        found = current.keys.get(kid)
+        if found is None and current is before:
             await self._wait()
             found = (await self._current()).keys.get(kid)
         if found is None and self._failed:
@@ -244,6 +251,12 @@ def _keys(document: Mapping[str, Any]) -> dict[str, Key]:
             if isinstance(kid, str) and kid not in found:
                 found[kid] = import_key(each)
     return found
+
+
+@cache
+def _registry(algorithm: str) -> JWSRegistry:
+    """What verifies that one algorithm; members of a header that nobody knows are ignored (RFC 7515 §4)."""
+    return JWSRegistry(algorithms=[algorithm], strict_check_header=False)
 
 
 def _fits(key: Key, algorithm: str) -> bool:
