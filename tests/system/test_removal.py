@@ -92,7 +92,8 @@ def test_a_running_stream_is_stopped_and_settled_before_its_account_is_closed(se
         admin.request("DELETE", "/api/admin/users/bob")
         assert [event.event for event in events][-1] == "done"
     receipt = admin.ended(stream_id)["receipt"]
-    assert receipt["outcome"] == "stopped"
+    assert receipt["outcome"] in ("stopped", "credit_limit"), "chat stops it, or accounting gives no more, as they hear"
+    assert receipt["outputTokens"] < 1024
     until(lambda: held(server, user_id) == (0, 0))
 
 
