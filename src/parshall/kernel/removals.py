@@ -5,7 +5,6 @@ and erasing may be repeated. Records that were restored from before a removal he
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -77,8 +76,10 @@ class Removals:
         """Keep all removals that are new. Raises Unavailable."""
         heard = await self._database.read(self._heard)
         while page := await feed.removals(after=heard):
-            with suppress(IntegrityError):  # another process has just kept them
+            try:
                 await self._database.write(partial(self._keep, news=page))
+            except IntegrityError:  # another process has just kept some: the next pass goes on behind those
+                return
             heard = page[-1].number
 
     async def recent(self) -> frozenset[UserId]:
