@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -27,7 +28,12 @@ from parshall.app.config import Settings
 from parshall.app.oidc import OidcIssuer
 from parshall.auth import external, model
 from parshall.auth.external import ExternalIssuer, ExternalTokenRefused, ExternalUser, FreshLoginNeeded, IssuerAway
-from parshall.auth.external_issuer import KEYS_KEPT_SECONDS_MAX, KEYS_PAUSE_SECONDS, KEYS_REFRESH_SECONDS
+from parshall.auth.external_issuer import (
+    KEYS_KEPT_SECONDS_MAX,
+    KEYS_PAUSE_SECONDS,
+    KEYS_REFRESH_SECONDS,
+    WAIT_SECONDS_MAX,
+)
 from parshall.auth.externals import TOKEN_SECONDS
 from parshall.auth.service import FRESH_SECONDS, Auth
 from parshall.cli.main import app
@@ -284,6 +290,19 @@ async def test_without_its_issuer_a_known_key_goes_on_for_a_day(
     corp.down.clear()
     clock.turn(KEYS_PAUSE_SECONDS)
     assert await verify(corp.token("anna"))
+
+
+@ONE_ENGINE
+async def test_a_slow_issuer_keeps_nobody_for_long_and_is_heard_in_the_end(
+    verify: Verify, corp: OpenIdProvider
+) -> None:
+    corp.pause = 0.8
+    began = time.monotonic()
+    with pytest.raises(IssuerAway):
+        await verify(corp.token("anna"))
+    assert time.monotonic() - began < WAIT_SECONDS_MAX + 0.5
+    await asyncio.sleep(corp.pause)
+    assert await verify(corp.token("anna")), "what was begun went on"
 
 
 @ONE_ENGINE
