@@ -1,5 +1,7 @@
 """The auth service on a database of a test's own, with cheap hashes and a clock that the test turns."""
 
+from typing import Any
+
 from tests.postgres import Engine
 
 from parshall.auth.model import User
@@ -26,11 +28,11 @@ class Hands:
         self.at += int(seconds * SECOND)
 
 
-async def opened(engine: Engine, clock: Hands) -> Auth:
+async def opened(engine: Engine, clock: Hands, **options: Any) -> Auth:
     """Auth on the records of the engine; opened again, a second process on them."""
     database = engine.open("parshall.auth")
     hasher = PasswordHasher(passes=1, memory_kib=8, lanes=1)
-    made = Auth(database, issuer=ISSUER, clock=clock, hasher=hasher)
+    made = Auth(database, issuer=ISSUER, clock=clock, hasher=hasher, **options)
     await made.start()
     return made
 
@@ -42,4 +44,10 @@ async def alice(auth: Auth, role: Role = Role.ENDUSER) -> User:
 
 def verifier(auth: Auth, clock: Hands) -> TokenVerifier:
     """What a service of its own verifies callers with."""
-    return TokenVerifier(auth.key_set, issuer=ISSUER, clock=clock, exchange=auth.api_keys.access_token)
+    return TokenVerifier(
+        auth.key_set,
+        issuer=ISSUER,
+        clock=clock,
+        exchange=auth.api_keys.access_token,
+        external=auth.externals.access_token,
+    )

@@ -313,6 +313,19 @@ async def test_trimming_forgets_closed_streams_only(log: StreamLog, time: Time) 
     assert (await log.read(OTHER, after=0, limit=10))[0] == frames(1, 2)
 
 
+async def test_a_closed_stream_is_forgotten_when_told_and_no_other(log: StreamLog, time: Time) -> None:
+    old, running = await take(log, time=time), await take(log, OTHER, time=time)
+    await log.append(old, frames(1, 2), first_offset=1)
+    await log.append(running, frames(1, 2), first_offset=1)
+    await log.close_stream(old)
+    for stream_id in (STREAM, OTHER, STREAM):
+        await log.forget(stream_id)
+    assert await log.read(STREAM, after=0, limit=10) == ([], True)
+    assert (await log.read(OTHER, after=0, limit=10))[0] == frames(1, 2)
+    time.now += SECOND
+    await log.trim(closed_before=time())
+
+
 async def test_closing_the_log_ends_every_tail(open_log: Open, time: Time) -> None:
     log = await open_log()
     await take(log, time=time)

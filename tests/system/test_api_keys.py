@@ -27,7 +27,7 @@ OPEN = {
 CHATS = re.compile(r"\w+ /api/(chat/(sessions(?!.*/observe)|streams)|models)")
 PUBLIC = re.compile(
     r"\w+ /(api/)?(health|version|\.well-known/|auth/(signup|login|refresh|logout|token|"
-    r"forgot-password|resend-verification|verify-email|reset-password)$)"
+    r"forgot-password|resend-verification|verify-email|reset-password|oidc|oidc/\{name\}/(login|callback))$)"
 )
 
 

@@ -28,6 +28,9 @@ PATHS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/api/auth/refresh": (PUBLIC, None),
     "/api/auth/logout": (PUBLIC, None),
     "/api/auth/token": (PUBLIC, None),
+    "/api/auth/oidc": (PUBLIC, None),
+    "/api/auth/oidc/{name}/login": (PUBLIC, None),
+    "/api/auth/oidc/{name}/callback": (PUBLIC, None),
     "/health": (PUBLIC, None),
     "/api/health": (PUBLIC, None),
     "/api/version": (PUBLIC, None),
@@ -92,6 +95,7 @@ PATHS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/api/chat/users/search": (SUPERVISOR, None),
     "/api/chat/users/{user_id}/sessions": (SUPERVISOR, None),
     "/api/chat/users/{user_id}/sessions/{session_id}": (SUPERVISOR, None),
+    "/api/admin/removals": (ADMIN, None),
     "/api/admin/users": (ADMIN, {"username": "mallory3", "email": "m3@example.org", "password": "long-enough"}),
     "/api/admin/users/batch": (ADMIN, {"users": [{"username": "mallory4"}]}),
     "/api/admin/users/by-email/{email}": (ADMIN, None),
@@ -168,6 +172,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
         body = {"username": "sue", "email": "sue@example.org", "password": "sue-password", "role": "supervisor"}
         admin.post("/api/admin/users", body, expect=201)
         names = {"user_id": victim.get("/api/profile")["user"]["id"], "email": f"v_{MARK}@example.org"}
+        names["name"] = "nobody"
         for name, member in ((f"group {MARK}", f"v_{MARK}"), ("group of mallory", "mallory")):
             made = admin.post("/api/organisations", {"name": name}, expect=201)["id"]
             admin.post(f"/api/organisations/{made}/allocate", {"credits": 10, "notes": MARK}, expect=201)

@@ -111,7 +111,7 @@ def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzz]:
         organisation = admin.post("/api/organisations", {"name": "group"}, expect=201)["id"]
         session = admin.session()
         there = {"user_id": "fuzzed", "organisation_id": organisation, "session_id": session, "email": "a@b.example"}
-        there |= {"stream_id": "stream-1620847252-a1b2c3d4", "key_id": "0" * 16}
+        there |= {"stream_id": "stream-1620847252-a1b2c3d4", "key_id": "0" * 16, "name": "nobody"}
         secret = added_service(server)
         form = {"grant_type": "client_credentials", "client_id": "tester", "client_secret": secret}
         service = httpx2.post(f"{at.auth}/api/auth/token", data=form).json()["access_token"]

@@ -377,7 +377,7 @@ async def test_who_leaves_with_a_password_that_is_being_replaced_stays(auth: Aut
 
     auth._hasher.verify = overtaken  # type: ignore[method-assign]
     with pytest.raises(model.WrongPassword):
-        await auth.delete_own(user.id, PASSWORD, HERE)
+        await auth.delete_own(user.id, "", PASSWORD, HERE)
     assert await auth.find_user(user.id) == user
 
 

@@ -16,7 +16,9 @@ from parshall.accounting.model import (
 )
 from parshall.kernel.credits import Credits, text
 from parshall.kernel.errors import Invalid
-from parshall.kernel.ids import new_id
+from parshall.kernel.ids import UserId, new_id
+
+CLOSED_NOTE = "the user was removed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,20 @@ def deduct(books: Books, account_id: str, amount: int, *, note: str) -> Account:
         raise refusal(account, required=amount)
     books.take(account, Kind.DEDUCT, amount, note=note)
     return Account(id=account.id, available=Credits(account.available), reserved=Credits(account.reserved))
+
+
+def close(books: Books, user_id: UserId) -> bool:
+    """Revoke what a removed user has left, and end the membership; whether no stream of theirs holds credits any more.
+
+    What those hold comes back when they end, and is then revoked in turn. The transfers stay: books are append-only.
+    """
+    member = books.members.get(user_id)
+    if member is not None:
+        books.leave(member)
+    account = books.account(user_id)
+    if account.available > 0:
+        books.take(account, Kind.REVOKE, account.available, note=CLOSED_NOTE)
+    return account.reserved == 0
 
 
 def _change(books: Books, account: HeldAccount, difference: int, terms: Terms) -> Changed:

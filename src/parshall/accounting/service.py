@@ -28,12 +28,14 @@ from parshall.accounting.organisations import Organisations
 from parshall.accounting.outbox import Outbox
 from parshall.accounting.prices import PriceList
 from parshall.accounting.repriced import Repricing
+from parshall.accounting.tables import accounting_removals
 from parshall.accounting.usage import UsageRecords
 from parshall.kernel.clock import MINUTE, Clock
 from parshall.kernel.credits import Credits
 from parshall.kernel.database import Database, answers
 from parshall.kernel.ids import StreamId, UserId
 from parshall.kernel.metering import Settlement, Slice, Usage, UsageSource
+from parshall.kernel.removals import Removals
 
 T = TypeVar("T")
 
@@ -77,6 +79,7 @@ class Accounting:
         self.organisations = Organisations(database, self._combiner)
         self._clock = clock
         self._reservation_seconds = reservation_seconds
+        self.removals = Removals(database, accounting_removals, clock=clock, erase=self.close_account)
 
     async def start(self) -> None:
         """Make what a new deployment needs: default prices."""
@@ -139,10 +142,9 @@ class Accounting:
         )
 
     async def _reserve(self, opening: Opening) -> Slice:
-        seconds = self._reservation_seconds
         return await self._combiner.run(
             Operation(
-                lambda books: metered.reserve(books, opening, reservation_seconds=seconds),
+                lambda books: metered.reserve(books, opening, reservation_seconds=self._reservation_seconds),
                 user_id=opening.user_id,
                 stream_id=opening.stream_id,
                 model_id=opening.model_id,
@@ -205,8 +207,7 @@ class Accounting:
         while due := await self._due(queries.due_reservations):
             total += sum(await self._all(_expiring(StreamId(stream_id)) for stream_id in due))
         while due := await self._due(queries.accounts_with_due_grants):
-            # Loading an account books what is due of it: there is nothing else to do.
-            await self._all(Operation(lambda _books: 0, account_id=account_id) for account_id in due)
+            await self._all(Operation(lambda _: 0, account_id=each) for each in due)  # loading books what is due
             total += len(due)
         return total
 
@@ -317,6 +318,11 @@ class Accounting:
     async def set_balance(self, account_id: str, total: Credits, terms: Terms) -> Changed:
         """`setting`, done."""
         return await self._combiner.run(self.setting(account_id, total, terms))
+
+    async def close_account(self, user_id: UserId) -> bool:
+        """Leave a removed user nothing to reserve; whether that is all: no running stream is still to be settled."""
+        operation = Operation(lambda books: changes.close(books, user_id), user_id=user_id, memberships=(user_id,))
+        return await self._combiner.run(operation)
 
     async def adjust(self, account_id: str, difference: int, terms: Terms) -> Changed:
         """`adjusting`, done."""

@@ -2,7 +2,11 @@
 
 from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
 
+from parshall.kernel.removals import removals_table
+
 metadata = MetaData()
+
+accounting_removals = removals_table("accounting_removals", metadata)
 
 accounts = Table(  # of a user or of an organisation: both draw their ids from the same 128 bits
     "accounts",

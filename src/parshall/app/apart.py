@@ -25,6 +25,9 @@ class Apart(BaseModel):
     chat_port: int = Field(3002, ge=0, le=65535, description="Port of chat, likewise.")
     auth_url: str = Field("http://127.0.0.1:3000", description="Where auth is found by services served apart from it.")
     accounting_url: str = Field("http://127.0.0.1:3001", description="Where accounting is found, likewise.")
+    chat_url: str = Field(
+        "http://127.0.0.1:3002", description="Where auth finds chat, for the export of what is kept of a user."
+    )
     service_name: str | None = Field(
         None, description="This service's client id at auth; by default auth, accounting or chat, as it serves."
     )
@@ -32,7 +35,7 @@ class Apart(BaseModel):
         None, description="Its secret, as `parshall services add NAME` prints one; for a service apart from auth."
     )
 
-    @field_validator("auth_url", "accounting_url")
+    @field_validator("auth_url", "accounting_url", "chat_url")
     @classmethod
     def _base_url(cls, value: str) -> str:
         parts = urlsplit(value)

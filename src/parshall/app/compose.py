@@ -19,6 +19,7 @@ from parshall.accounting.remote import RemoteAccounting
 from parshall.accounting.service import Accounting
 from parshall.app.apart import ALL, ServiceName
 from parshall.app.config import Settings
+from parshall.app.elsewhere import Elsewhere
 from parshall.app.local import only_one_of, open_database, prepare_home
 from parshall.app.page import DOCTOR_HEADERS, DOCTOR_PAGE, HOME_POLICY, api_page, browser_file, guide, home_page
 from parshall.app.parts import Parts, parts_of
@@ -95,7 +96,13 @@ async def system(settings: Settings, services: frozenset[ServiceName] = ALL) -> 
             stack.enter_context(only_one_of(settings.home_dir, "serving"))
         parts = await stack.enter_async_context(parts_of(settings, services))
         chatting = await _chatting(settings, parts, stack) if ServiceName.CHAT in services else None
-        verifier = TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now, exchange=parts.exchange)
+        verifier = TokenVerifier(
+            parts.auth.key_set,
+            issuer=settings.issuer,
+            clock=clock.now,
+            exchange=parts.exchange,
+            external=parts.external,
+        )
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)
         yield System(
@@ -182,6 +189,7 @@ def _add_services(app: FastAPI, built: System) -> None:
     parts, routers = built.parts, []
     if parts.local_auth is not None:
         app.state.auth = parts.local_auth
+        app.state.elsewhere = Elsewhere(built.settings, together=app if built.chatting else None)
         routers += [auth_router, wellknown_router]
     if parts.local_accounting is not None:
         app.state.accounting = parts.local_accounting

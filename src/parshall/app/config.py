@@ -15,9 +15,11 @@ from pydantic_settings import TomlConfigSettingsSource as TomlSource
 from parshall.accounting.signing import read_secrets
 from parshall.app.apart import Apart
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS
-from parshall.app.urls import check_password_is_apart, check_store, is_private
+from parshall.app.oidc import OidcIssuer, check_issuers
+from parshall.app.urls import check_password_is_apart, check_store
 from parshall.auth.mail import check_sender, post_of
 from parshall.chat.streams.address import Address
+from parshall.kernel.addresses import is_private
 from parshall.kernel.errors import StartupError
 
 PREFIX = "PARSHALL_"
@@ -79,6 +81,12 @@ class Settings(Apart, BaseSettings):
     )
     pages_url: str | None = Field(
         None, description="Where your pages are that mail leads to: URL/verify-email and URL/reset-password."
+    )
+    oidc_issuers: tuple[OidcIssuer, ...] = Field(
+        (), description="OpenID providers whose tokens are taken, as a JSON list of objects (docs/CONFIGURATION.md)."
+    )
+    public_url: str | None = Field(
+        None, description="Where browsers reach auth, such as https://chat.example.org; issuers send them back there."
     )
     openai_base_url: str | None = Field(
         None, description="Base URL of an OpenAI-compatible server, such as http://127.0.0.1:11434/v1."
@@ -230,7 +238,7 @@ class Settings(Apart, BaseSettings):
             raise ValueError("give a URL such as https://chat.example.org")
         return value
 
-    @field_validator("webhook_url")
+    @field_validator("webhook_url", "public_url")
     @classmethod
     def _private_way(cls, value: str | None) -> str | None:
         if value is not None and not is_private(value):
@@ -248,6 +256,11 @@ class Settings(Apart, BaseSettings):
     def _signed_webhook(self) -> "Settings":
         if self.webhook_url is not None and self.webhook_secret is None:
             raise ValueError("WEBHOOK_URL is set and WEBHOOK_SECRET is not")
+        return self
+
+    @model_validator(mode="after")
+    def _known_issuers(self) -> "Settings":
+        check_issuers(self.oidc_issuers, own=self.issuer, public_url=self.public_url)
         return self
 
     @model_validator(mode="after")

@@ -55,6 +55,8 @@ async def local_auth(settings: Settings) -> AsyncIterator[Auth]:
         signup_open=settings.signup,
         post=_post(settings),
         pages=settings.pages_url,
+        issuers=[each.external() for each in settings.oidc_issuers],
+        public_url=settings.public_url,
     )
     try:
         await auth.start()

@@ -35,6 +35,11 @@ class Parts:
         return self.accounting if isinstance(self.accounting, Accounting) else None
 
     @property
+    def external(self) -> Exchange:
+        """What gives one for the token of an external issuer."""
+        return self.auth.externals.access_token if isinstance(self.auth, Auth) else self.auth.external_token
+
+    @property
     def exchange(self) -> Exchange:
         """What gives an access token for an API key."""
         return self.auth.api_keys.access_token if isinstance(self.auth, Auth) else self.auth.access_token

@@ -18,12 +18,14 @@ from parshall.app.apart import ALL, ServiceName, port_of
 from parshall.app.config import Settings
 from parshall.app.connection import connections
 from parshall.app.local import webhook
+from parshall.app.removing import Remover
 from parshall.app.supervise import end_with_parent
 from parshall.app.sweeper import Sweeper
 from parshall.auth.service import Auth
 from parshall.kernel import clock, telemetry
 from parshall.kernel.credits import MICRO, Credits
 from parshall.kernel.errors import NotFound, StartupError
+from parshall.kernel.removals import Removals
 from parshall.kernel.tokens import Role
 
 FINISH_SECONDS_MAX = 2.0
@@ -129,6 +131,9 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
         retention_seconds=settings.stream_retention_hours * 3600,
     )
     tasks = [asyncio.create_task(sweeper.run(), name="sweeper")]
+    if removals := _removals(built):
+        remover = Remover(built.parts.auth, verifier=built.verifier, services=removals)
+        tasks.append(asyncio.create_task(remover.run(), name="remover"))
     if auth is not None and auth.correspondence.is_on:
         tasks.append(asyncio.create_task(auth.correspondence.run(), name="correspondence"))
     if hook is not None and accounting is not None:
@@ -141,6 +146,13 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
         if hook is not None:
             await hook.close()
+
+
+def _removals(built: compose.System) -> list[Removals]:
+    """What the services of this process do about removed users; auth has removed its own."""
+    chatting, accounting = built.chatting, built.parts.local_accounting
+    chat = [] if chatting is None else [chatting.service.removals]
+    return chat if accounting is None else [*chat, accounting.removals]
 
 
 def _config(built: compose.System) -> uvicorn.Config:

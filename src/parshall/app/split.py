@@ -72,6 +72,7 @@ def _child(service: ServiceName, settings: Settings, ports: dict[ServiceName, in
         f"{service.upper()}_PORT": str(ports[service]),
         "AUTH_URL": f"http://{found}:{ports[ServiceName.AUTH]}",
         "ACCOUNTING_URL": f"http://{found}:{ports[ServiceName.ACCOUNTING]}",
+        "CHAT_URL": f"http://{found}:{ports[ServiceName.CHAT]}",
         "LOG_FORMAT": "json" if _json(settings) else "text",
         **({} if secret is None else {"SERVICE_NAME": _client(service), "SERVICE_SECRET": secret}),
     }

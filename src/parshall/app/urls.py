@@ -1,29 +1,9 @@
 """What the settings ask of a URL, so that a wrong one is refused at the start and none shows a password."""
 
-import ipaddress
 import re
 from urllib.parse import parse_qs, urlsplit
 
 STORE_SCHEMES = ("valkey", "valkeys", "redis", "rediss")
-
-
-def is_private(url: str) -> bool:
-    """Whether what is posted there is read by nobody on the way: over TLS, or without leaving this machine."""
-    try:
-        parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        return False
-    if not host or parts.fragment or not (url.isascii() and url.isprintable()) or " " in url:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _on_this_machine(host))
-
-
-def _on_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_password_is_apart(url: str) -> None:

@@ -5,7 +5,7 @@ import secrets
 
 from sqlalchemy import Connection
 
-from parshall.auth import apikey_store, mailed_store, model, store
+from parshall.auth import apikey_store, external_store, mailed_store, model, store
 from parshall.auth.issuer import digest
 from parshall.auth.mail import Letter, Post
 from parshall.auth.mailed import CodeRefused, MailOff, Purpose, letter
@@ -98,7 +98,8 @@ class Correspondence:
         def replace(connection: Connection) -> None:
             user = self._consume(connection, code, Purpose.RESET)
             apikey_store.delete_keys(connection, user.id)
-            store.update_password(connection, user.id, hashed, replacing=None)
+            if not store.update_password(connection, user.id, hashed, replacing=None):
+                raise CodeRefused
             store.mark_verified(connection, user.id)
 
         await self._database.write(replace)
@@ -118,6 +119,8 @@ class Correspondence:
         def keep(connection: Connection) -> User | None:
             user = store.find_user(connection, email)
             if user is None or (purpose is Purpose.VERIFY and user.is_verified):
+                return None
+            if purpose is Purpose.RESET and external_store.is_external(connection, user.id):
                 return None
             expires_at = at + purpose.seconds * SECOND
             mailed_store.insert_code(connection, digest(code), purpose, user, at=at, expires_at=expires_at)

@@ -1,12 +1,15 @@
-"""What auth's routes share: the service, the forms of names and passwords, and callers as auth knows them now."""
+"""What auth's routes share: the service, forms of names and passwords, callers as auth knows them now, and cookies."""
 
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Protocol
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from pydantic import Field
 
 from parshall.auth import model
-from parshall.auth.service import Auth
+from parshall.auth.service import REFRESH_SECONDS, Auth
+from parshall.auth.wire import user_document
+from parshall.kernel.browsers import is_secure
 from parshall.kernel.errors import Forbidden
 from parshall.kernel.http import Admin, Caller, User, WireModel
 from parshall.kernel.tokens import Principal, Role
@@ -17,12 +20,25 @@ Email = Annotated[str, Field(max_length=model.EMAIL_CHARS_MAX, pattern=model.EMA
 NewPassword = Annotated[str, Field(min_length=model.PASSWORD_CHARS_MIN, max_length=model.PASSWORD_BYTES_MAX)]
 
 
+ACCESS_COOKIE = "accessToken"
+REFRESH_COOKIE = "refreshToken"
+REFRESH_PATH = "/api/auth"
+
+
 class SignupBody(WireModel):
     """A new user's own wishes."""
 
     username: Username
     email: Email
     password: NewPassword
+
+
+class Elsewhere(Protocol):
+    """What other services keep of a user, which auth does not know: members of a JSON object, as pieces of text."""
+
+    async def members(self, token: str) -> AsyncIterator[str]:
+        """What is kept of the user of this token, asked by it. Raises Unavailable."""
+        ...
 
 
 async def _service(request: Request) -> Auth:
@@ -65,3 +81,29 @@ async def _reader(principal: Caller, auth: Service) -> Principal:
 
 Administrator = Annotated[model.User, Depends(_administrator)]
 Reader = Annotated[Principal, Depends(_reader)]
+
+
+def granted(
+    request: Request, response: Response, session: model.Session, message: str, *, secure: bool = False
+) -> Document:
+    """The tokens of a session, as the body and as HttpOnly cookies; `secure` where it is known that https is used."""
+    secure = secure or is_secure(request)
+    for name, value, seconds, path in (
+        (ACCESS_COOKIE, session.access_token, session.expires_in, "/"),
+        (REFRESH_COOKIE, session.refresh_token, REFRESH_SECONDS, REFRESH_PATH),
+    ):
+        response.set_cookie(name, value, max_age=seconds, path=path, secure=secure, httponly=True, samesite="strict")
+    return {
+        "message": message,
+        "accessToken": session.access_token,
+        "refreshToken": session.refresh_token,
+        "expiresIn": session.expires_in,
+        "tokenType": "Bearer",
+        "user": user_document(session.user),
+    }
+
+
+def forget(response: Response) -> None:
+    """Take the cookies back."""
+    response.delete_cookie(ACCESS_COOKIE, path="/", httponly=True, samesite="strict")
+    response.delete_cookie(REFRESH_COOKIE, path=REFRESH_PATH, httponly=True, samesite="strict")

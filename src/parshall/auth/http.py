@@ -1,32 +1,57 @@
 """The HTTP surface of auth: signing up and in, the own profile, and tokens for services and API keys."""
 
+import json
+from collections.abc import AsyncIterator
+
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from parshall.auth import keys
-from parshall.auth.edge import Document, Email, NewPassword, Present, Service, SignupBody, Username, network_address
+from parshall.auth.edge import (
+    REFRESH_COOKIE,
+    Document,
+    Elsewhere,
+    Email,
+    NewPassword,
+    Present,
+    Service,
+    SignupBody,
+    Username,
+    forget,
+    granted,
+    network_address,
+)
+from parshall.auth.external import ExternalTokenRefused, IssuerAway
 from parshall.auth.http_admin import router as administration
 from parshall.auth.http_keys import router as api_keys
 from parshall.auth.http_mail import router as mail
+from parshall.auth.http_oidc import router as oidc
 from parshall.auth.mailed import Purpose
-from parshall.auth.model import Session
-from parshall.auth.service import REFRESH_SECONDS
-from parshall.auth.wire import client_credentials, discovery, export_document, user_document
+from parshall.auth.model import ServiceToken
+from parshall.auth.wire import (
+    ACCESS_TOKEN_TYPE,
+    EXCHANGE_GRANT,
+    InvalidSubject,
+    client_credentials,
+    discovery,
+    export_document,
+    subject_token,
+    token_form,
+    user_document,
+)
 from parshall.kernel.bodies import StrictRoute
-from parshall.kernel.browsers import check_same_origin, is_secure
+from parshall.kernel.browsers import check_same_origin
 from parshall.kernel.errors import Unauthenticated
-from parshall.kernel.http import WireModel, current_principal
+from parshall.kernel.http import User, WireModel, current_principal
 from parshall.kernel.scopes import opens_to
-from parshall.kernel.tokens import API_KEY_PREFIX, PROFILE_SCOPE
+from parshall.kernel.tokens import API_KEY_PREFIX, PROFILE_SCOPE, presented_token
 
 router = APIRouter(prefix="/api", tags=["auth"], route_class=StrictRoute)
 router.include_router(administration)
 router.include_router(api_keys)
 router.include_router(mail)
+router.include_router(oidc)
 wellknown = APIRouter(tags=["auth"], route_class=StrictRoute)
-
-ACCESS_COOKIE = "accessToken"
-REFRESH_COOKIE = "refreshToken"
-REFRESH_PATH = "/api/auth"
 
 
 class LoginBody(WireModel):
@@ -50,9 +75,9 @@ class ProfileBody(WireModel):
 
 
 class DeleteBody(WireModel):
-    """The own password, as the consent to be removed."""
+    """The own password, as the consent to be removed; whoever logs in through an issuer has none."""
 
-    current_password: str
+    current_password: str = ""
 
 
 class ChangePasswordBody(WireModel):
@@ -76,7 +101,7 @@ async def signup(body: SignupBody, request: Request, auth: Service) -> Document:
 async def login(body: LoginBody, request: Request, response: Response, auth: Service) -> Document:
     """Log in with a username or e-mail address; the tokens come in the body and as HttpOnly cookies."""
     session = await auth.login(body.username, body.password, network_address(request))
-    return _granted(request, response, session, "You are logged in.")
+    return granted(request, response, session, "You are logged in.")
 
 
 @router.post("/auth/refresh")
@@ -85,7 +110,7 @@ async def refresh(request: Request, response: Response, auth: Service, body: Ref
     token = _refresh_token(request, body)
     if not token:
         raise Unauthenticated("Send the refreshToken of the login, in the body or as its cookie.")
-    return _granted(request, response, await auth.refresh(token), "The session goes on.")
+    return granted(request, response, await auth.refresh(token), "The session goes on.")
 
 
 @router.post("/auth/logout")
@@ -96,7 +121,7 @@ async def logout(request: Request, response: Response, auth: Service, body: Refr
         await auth.logout(token)
     else:
         await auth.logout_session((await current_principal(request)).session_id)
-    _forget(response)
+    forget(response)
     return {"message": "You are logged out."}
 
 
@@ -104,30 +129,8 @@ async def logout(request: Request, response: Response, auth: Service, body: Refr
 async def logout_all(caller: Present, response: Response, auth: Service) -> Document:
     """End every session of the caller."""
     await auth.logout_all(caller.id)
-    _forget(response)
+    forget(response)
     return {"message": "You are logged out everywhere."}
-
-
-def _granted(request: Request, response: Response, session: Session, message: str) -> Document:
-    secure = is_secure(request)
-    for name, value, seconds, path in (
-        (ACCESS_COOKIE, session.access_token, session.expires_in, "/"),
-        (REFRESH_COOKIE, session.refresh_token, REFRESH_SECONDS, REFRESH_PATH),
-    ):
-        response.set_cookie(name, value, max_age=seconds, path=path, secure=secure, httponly=True, samesite="strict")
-    return {
-        "message": message,
-        "accessToken": session.access_token,
-        "refreshToken": session.refresh_token,
-        "expiresIn": session.expires_in,
-        "tokenType": "Bearer",
-        "user": user_document(session.user),
-    }
-
-
-def _forget(response: Response) -> None:
-    response.delete_cookie(ACCESS_COOKIE, path="/", httponly=True, samesite="strict")
-    response.delete_cookie(REFRESH_COOKIE, path=REFRESH_PATH, httponly=True, samesite="strict")
 
 
 def _refresh_token(request: Request, body: RefreshBody | None) -> str | None:
@@ -157,19 +160,31 @@ async def update_profile(body: ProfileBody, caller: Present, request: Request, a
     return {"message": "Your profile is changed.", "user": user_document(user)}
 
 
-@router.get("/profile/export")
-async def export_profile(caller: Present, auth: Service) -> Document:
-    """All that auth keeps of the caller, secrets aside."""
-    return export_document(await auth.export(caller.id))
+@router.get("/profile/export", response_model=None)
+async def export_profile(request: Request, caller: Present, auth: Service) -> Response:
+    """All that is kept of the caller, secrets aside; what other services keep is written as it comes."""
+    own = export_document(await auth.export(caller.id))
+    elsewhere: Elsewhere | None = getattr(request.app.state, "elsewhere", None)
+    if elsewhere is None:
+        return JSONResponse(own)
+    pieces = await elsewhere.members(presented_token(request))
+    return StreamingResponse(_whole(own, pieces), media_type="application/json")
+
+
+async def _whole(own: Document, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield json.dumps(own).removesuffix("}") + ","
+    async for piece in pieces:
+        yield piece
+    yield "}"
 
 
 @router.delete("/profile")
 async def delete_profile(
-    body: DeleteBody, caller: Present, request: Request, response: Response, auth: Service
+    body: DeleteBody, principal: User, caller: Present, request: Request, response: Response, auth: Service
 ) -> Document:
     """Remove the caller with every session and API key, for good; not the last administrator."""
-    await auth.delete_own(caller.id, body.current_password, network_address(request))
-    _forget(response)
+    await auth.delete_own(caller.id, principal.session_id, body.current_password, network_address(request))
+    forget(response)
     return {"message": "Your account is removed."}
 
 
@@ -179,7 +194,7 @@ async def change_password(
 ) -> Document:
     """Change the own password; every session ends, and the answer holds the tokens of a new one."""
     session = await auth.change_password(caller.id, body.current_password, body.new_password, network_address(request))
-    return _granted(request, response, session, "Your password is changed; other sessions have ended.")
+    return granted(request, response, session, "Your password is changed; other sessions have ended.")
 
 
 # ── Services and keys ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -188,10 +203,12 @@ _TOKEN_FORM: Document = {
     "type": "object",
     "required": ["grant_type"],
     "properties": {
-        "grant_type": {"type": "string", "enum": ["client_credentials"]},
+        "grant_type": {"type": "string", "enum": ["client_credentials", EXCHANGE_GRANT]},
         "client_id": {"type": "string"},
         "client_secret": {"type": "string"},
         "scope": {"type": "string"},
+        "subject_token": {"type": "string"},
+        "subject_token_type": {"type": "string", "enum": [ACCESS_TOKEN_TYPE]},
     },
 }
 
@@ -205,20 +222,34 @@ _TOKEN_FORM: Document = {
 async def token(request: Request, auth: Service) -> Document:
     """A token for client credentials, as HTTP Basic or in the form (RFC 6749 §4.4): a service's, or an API key.
 
-    An API key is its own name: it stands whole in `client_secret`, and `client_id` is empty or its prefix.
+    An API key is its own name: it stands whole in `client_secret`, and `client_id` is empty or its prefix. The token of
+    an external issuer is exchanged for one of ours as `subject_token` (RFC 8693).
     """
-    asked = client_credentials(request.headers, await request.body())
+    form = token_form(request.headers, await request.body())
+    if form["grant_type"] == EXCHANGE_GRANT:
+        return await _exchanged(subject_token(form), auth)
+    asked = client_credentials(request.headers, form)
     if asked.client_secret.startswith(API_KEY_PREFIX):
-        granted = await auth.api_keys.granted(
-            asked.client_id, asked.client_secret, asked.scope, network_address(request)
-        )
+        made = await auth.api_keys.granted(asked.client_id, asked.client_secret, asked.scope, network_address(request))
     else:
-        granted = await auth.service_token(asked.client_id, asked.client_secret, asked.scope)
+        made = await auth.service_token(asked.client_id, asked.client_secret, asked.scope)
+    return _token(made)
+
+
+async def _exchanged(subject: str, auth: Service) -> Document:
+    try:
+        made = await auth.externals.exchange(subject)
+    except (ExternalTokenRefused, IssuerAway) as error:
+        raise InvalidSubject(error) from error
+    return {**_token(made), "issued_token_type": ACCESS_TOKEN_TYPE}
+
+
+def _token(made: ServiceToken) -> Document:
     return {
-        "access_token": granted.access_token,
+        "access_token": made.access_token,
         "token_type": "Bearer",
-        "expires_in": granted.expires_in,
-        "scope": " ".join(sorted(granted.scopes)),
+        "expires_in": made.expires_in,
+        "scope": " ".join(sorted(made.scopes)),
     }
 
 

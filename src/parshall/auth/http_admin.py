@@ -10,8 +10,10 @@ from parshall.auth.edge import Administrator, Document, NewPassword, Reader, Ser
 from parshall.auth.model import NewUser
 from parshall.auth.wire import export_document, outcome_document, user_document
 from parshall.kernel.bodies import StrictRoute
+from parshall.kernel.clock import rfc3339
 from parshall.kernel.errors import NotFound, ParshallError
 from parshall.kernel.http import WireModel
+from parshall.kernel.removals import REMOVALS_PER_PAGE_MAX
 from parshall.kernel.tokens import Role
 
 router = APIRouter(route_class=StrictRoute)
@@ -93,6 +95,22 @@ async def user_by_email(email: str, _reader: Reader, auth: Service) -> Document:
     if "@" not in email:
         raise NotFound
     return {"user": user_document(await auth.find_user(email))}
+
+
+@router.get("/admin/removals")
+async def list_removals(
+    _reader: Reader,
+    auth: Service,
+    after: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    limit: Annotated[int, Query(ge=1, le=REMOVALS_PER_PAGE_MAX)] = REMOVALS_PER_PAGE_MAX,
+) -> Document:
+    """Who was removed, by id, in order, numbered above `after`: for services that erase what they keep."""
+    found = await auth.removals(after=after, limit=limit)
+    return {
+        "removals": [
+            {"number": each.number, "userId": each.user_id, "removedAt": rfc3339(each.removed_at)} for each in found
+        ]
+    }
 
 
 @router.get("/admin/users/{user_id}")

@@ -52,9 +52,9 @@ def public_keys(keys: Sequence[SigningKey]) -> KeySet:
     )
 
 
-def sign(key: SigningKey, claims: dict[str, Any]) -> str:
-    """The access token with these claims."""
-    header = {"typ": TOKEN_TYPE, "alg": ALGORITHM, "kid": key.kid}
+def sign(key: SigningKey, claims: dict[str, Any], *, kind: str = TOKEN_TYPE) -> str:
+    """The token of this media type with these claims; an access token, unless it says otherwise."""
+    header = {"typ": kind, "alg": ALGORITHM, "kid": key.kid}
     return jwt.encode(header, claims, _private(key.private_pem), algorithms=[ALGORITHM])
 
 

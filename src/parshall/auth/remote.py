@@ -14,11 +14,14 @@ from joserfc.jwk import KeySet
 
 from parshall.auth import model
 from parshall.auth.apikey import ApiKeyRefused
+from parshall.auth.external import ExternalTokenRefused, IssuerAway
 from parshall.auth.model import User
+from parshall.auth.wire import ACCESS_TOKEN_TYPE, EXCHANGE_GRANT
 from parshall.kernel.clock import instant
 from parshall.kernel.errors import NotFound, TooManyRequests, Unavailable
 from parshall.kernel.ids import UserId
 from parshall.kernel.peer import Peer, Refusal
+from parshall.kernel.removals import REMOVALS_PER_PAGE_MAX, Removal
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import Role
 
@@ -70,6 +73,16 @@ class _Document(msgspec.Struct, rename="camel"):
 
 class _One(msgspec.Struct):
     user: _Document
+
+
+class _Removal(msgspec.Struct, rename="camel"):
+    number: int
+    user_id: str
+    removed_at: datetime
+
+
+class _Removals(msgspec.Struct):
+    removals: list[_Removal]
 
 
 class _Pagination(msgspec.Struct):
@@ -171,6 +184,21 @@ class RemoteAuth:
                 raise ApiKeyRefused from refusal
             raise refusal.error(TooManyRequests) from refusal
 
+    async def external_token(self, text: str, _address: str) -> str:
+        """An access token for one of an external issuer, which auth alone knows: the Exchange of a TokenVerifier.
+
+        Raises ExternalTokenRefused, Unavailable.
+        """
+        form = {"grant_type": EXCHANGE_GRANT, "subject_token": text, "subject_token_type": ACCESS_TOKEN_TYPE}
+        own = {"Authorization": f"Bearer {await self.tokens.token()}"}
+        try:
+            return (await self._public.call("POST", "/api/auth/token", _Granted, data=form, headers=own)).access_token
+        except Refusal as refusal:
+            if refusal.status != 400:
+                raise refusal.error(TooManyRequests) from refusal
+            away = refusal.extra.get("reason") == IssuerAway.code
+            raise (IssuerAway if away else ExternalTokenRefused)(refusal.detail) from refusal
+
     async def find_user(self, who: str) -> User:
         """The user with this id, username or e-mail address as auth knows them now. Raises NotFound, Unavailable."""
         if model.handle(who) is None:
@@ -191,6 +219,18 @@ class RemoteAuth:
         if len(self._people) > PEOPLE_KEPT_MAX:
             self._people.popitem(last=False)
         return user_id
+
+    async def removals(self, *, after: int, limit: int = REMOVALS_PER_PAGE_MAX) -> list[Removal]:
+        """Users who were removed, numbered above `after`, in order. Raises Unavailable."""
+        asked = {"after": str(after), "limit": str(limit)}
+        try:
+            page = await self._private.call("GET", "/api/admin/removals", _Removals, params=asked)
+        except Refusal as refusal:
+            raise refusal.error() from refusal
+        return [
+            Removal(number=each.number, user_id=UserId(each.user_id), removed_at=instant(each.removed_at))
+            for each in page.removals
+        ]
 
     async def users_page(self, *, query: str = "", limit: int = model.USERS_PER_PAGE_MAX) -> tuple[list[User], int]:
         """The first users whose name or address contains `query`, and how many there are. Raises Unavailable."""

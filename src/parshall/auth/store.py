@@ -21,6 +21,7 @@ from sqlalchemy import (
     update,
 )
 
+from parshall.auth.external import NO_PASSWORD
 from parshall.auth.model import Credential, Service, SigningKey, User, handle
 from parshall.auth.tables import refresh_families, refresh_tokens, services, signing_keys, users
 from parshall.kernel.ids import UserId
@@ -127,8 +128,11 @@ def delete_user(connection: Connection, user_id: UserId) -> bool:
 
 
 def update_password(connection: Connection, user_id: UserId, password_hash: str, *, replacing: str | None) -> bool:
-    """Set the hash, if it still is `replacing` (None: whatever it is), and end every session; whether it was done."""
-    expected = true() if replacing is None else users.c.password_hash == replacing
+    """Set the hash, if it still is `replacing` (None: whatever it is), and end every session; whether it was done.
+
+    Who has no password here never gets one.
+    """
+    expected = users.c.password_hash != NO_PASSWORD if replacing is None else users.c.password_hash == replacing
     changed = connection.execute(
         update(users).where(users.c.id == user_id, expected).values(password_hash=password_hash).returning(users.c.id)
     )
@@ -167,9 +171,11 @@ def _same_handle(table: Any, username: str, email: str) -> ColumnElement[bool]:
 
 
 def _spares_an_admin() -> ColumnElement[bool]:
+    """Whose role an external issuer decides does not count: the next token may take it away."""
     other = users.alias()
-    another = exists(select(other.c.id).where(other.c.role == Role.ADMIN.value, other.c.id != users.c.id))
-    return or_(users.c.role != Role.ADMIN.value, another)
+    local_admin = and_(other.c.role == Role.ADMIN.value, other.c.password_hash != NO_PASSWORD)
+    another = exists(select(other.c.id).where(local_admin, other.c.id != users.c.id))
+    return or_(users.c.role != Role.ADMIN.value, users.c.password_hash == NO_PASSWORD, another)
 
 
 def _hold_admins(connection: Connection) -> None:
@@ -192,13 +198,20 @@ def _user(row: Row[*tuple[Any, ...]]) -> User:
 # ── Refresh tokens ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def insert_family(connection: Connection, family_id: str, user_id: UserId, *, at: int, expires_at: int) -> None:
-    """Begin a family of refresh tokens, and forget those of this user that have run out."""
+def insert_family(
+    connection: Connection, family_id: str, user_id: UserId, *, at: int, expires_at: int, ends_at: int | None
+) -> None:
+    """Begin a family of refresh tokens, and forget those of this user that have run out.
+
+    No refresh prolongs it beyond `ends_at`, where there is one.
+    """
     connection.execute(
         delete(refresh_families).where(refresh_families.c.user_id == user_id, refresh_families.c.expires_at <= at)
     )
     connection.execute(
-        insert(refresh_families).values(id=family_id, user_id=user_id, created_at=at, expires_at=expires_at)
+        insert(refresh_families).values(
+            id=family_id, user_id=user_id, created_at=at, expires_at=expires_at, ends_at=ends_at
+        )
     )
 
 
@@ -210,16 +223,18 @@ def insert_token(connection: Connection, digest: str, family_id: str, *, at: int
     connection.execute(insert(refresh_tokens).values(digest=digest, family_id=family_id, expires_at=expires_at))
 
 
-def hold_family(connection: Connection, digest: str, *, expires_at: int) -> tuple[str, UserId] | None:
-    """The family of this token and its user, prolonged; writing the row makes rotation and revocation take turns."""
+def hold_family(connection: Connection, digest: str, *, expires_at: int) -> tuple[str, UserId, int] | None:
+    """The family of this token, its user and its new end; writing the row makes rotation and revocation take turns."""
     family = select(refresh_tokens.c.family_id).where(refresh_tokens.c.digest == digest).scalar_subquery()
     row = connection.execute(
         update(refresh_families)
         .where(refresh_families.c.id == family)
-        .values(expires_at=expires_at)
-        .returning(refresh_families.c.id, refresh_families.c.user_id)
+        .values(
+            expires_at=case((refresh_families.c.ends_at < expires_at, refresh_families.c.ends_at), else_=expires_at)
+        )
+        .returning(refresh_families.c.id, refresh_families.c.user_id, refresh_families.c.expires_at)
     ).one_or_none()
-    return (row.id, UserId(row.user_id)) if row else None
+    return (row.id, UserId(row.user_id), row.expires_at) if row else None
 
 
 def consume_token(connection: Connection, digest: str, *, at: int) -> bool:

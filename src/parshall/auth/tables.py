@@ -26,6 +26,7 @@ refresh_families = Table(
     Column("user_id", String(32), ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
+    Column("ends_at", BigInteger),
     Index("refresh_families_by_user", "user_id"),
 )
 refresh_tokens = Table(
@@ -74,4 +75,35 @@ mailed_codes = Table(
     Column("email_key", String(254), nullable=False),
     Column("expires_at", BigInteger, nullable=False),
     Index("mailed_codes_by_user", "user_id"),
+)
+external_users = Table(
+    "external_users",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("user_id", String(32), ForeignKey("users.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("issuer", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("claimed_at", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+removals = Table(
+    "removals",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("user_id", String(32), nullable=False),
+    Column("removed_at", BigInteger, nullable=False),
+)
+shut_out = Table(
+    "shut_out",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("removed_at", BigInteger, nullable=False),
+)
+spent_logins = Table(
+    "spent_logins",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("spent_logins_by_expiry", "expires_at"),
 )

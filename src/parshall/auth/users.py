@@ -8,7 +8,8 @@ from typing import NoReturn
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from parshall.auth import apikey_store, keys, mailed_store, model, store
+from parshall.auth import apikey_store, external_store, keys, mailed_store, model, removal_store, store
+from parshall.auth.external import ExternalUser
 from parshall.auth.issuer import Issuer
 from parshall.auth.mailed import Purpose
 from parshall.auth.model import NewUser, User
@@ -17,6 +18,7 @@ from parshall.kernel.clock import Clock
 from parshall.kernel.database import Database
 from parshall.kernel.errors import NotFound, ParshallError
 from parshall.kernel.ids import UserId, new_id
+from parshall.kernel.removals import REMOVALS_PER_PAGE_MAX, Removal
 from parshall.kernel.tokens import Role
 
 ADMIN_USERNAME = "admin"
@@ -112,10 +114,13 @@ class Users(Issuer):
             raise model.UsernameTaken(model.EITHER_TAKEN) from error
 
     async def set_role(self, who: str, role: Role) -> User:
-        """Give a user a role. Raises NotFound, or LastAdmin when nobody could administer afterwards."""
+        """Give a user a role. Raises NotFound, ExternalUser, or LastAdmin when nobody could administer afterwards."""
 
         def change(connection: Connection) -> User:
-            user = store.update_role(connection, found(connection, who).id, role)
+            user_id = found(connection, who).id
+            if external_store.is_external(connection, user_id):
+                raise ExternalUser
+            user = store.update_role(connection, user_id, role)
             if user is None:
                 raise model.LastAdmin
             return user
@@ -123,19 +128,32 @@ class Users(Issuer):
         return await self._database.write(change)
 
     async def delete_user(self, who: str, *, by: UserId | None = None) -> None:
-        """Remove a user with every session. Raises NotFound, LastAdmin, or OwnAccount where `by` is that user."""
+        """Remove a user with every session. Raises NotFound, LastAdmin, or OwnAccount where `by` is that user.
+
+        Whom an external issuer vouches for is shut out until `let_in`: it goes on signing for them.
+        """
+        at = self._clock()
 
         def remove(connection: Connection) -> None:
             user = found(connection, who)
             if user.id == by:
                 raise model.OwnAccount
-            if not store.delete_user(connection, user.id):
-                raise model.LastAdmin
+            remove_user(connection, user.id, at=at)
 
         await self._database.write(remove)
 
+    async def removals(self, *, after: int, limit: int = REMOVALS_PER_PAGE_MAX) -> list[Removal]:
+        """Users who were removed, numbered above `after`, in order: what kernel.removals.Feed asks for."""
+        assert 1 <= limit <= REMOVALS_PER_PAGE_MAX
+        return await self._database.read(lambda c: removal_store.list_removals(c, after=after, limit=limit))
+
+    async def let_in(self, issuer: str, subject: str) -> None:
+        """Take somebody of an external issuer who was removed for a new user, when they next come. Raises NotFound."""
+        if not await self._database.write(lambda c: external_store.let_in(c, issuer, subject)):
+            raise NotFound("Nobody with this issuer and subject was removed here; give both as its tokens do.")
+
     async def set_password(self, who: str, password: str) -> None:
-        """Give a user another password; every session and API key ends. Raises NotFound or UnfitPassword.
+        """Give a user another password; every session and API key ends. Raises NotFound, UnfitPassword, ExternalUser.
 
         Whoever needs this may have lost the account to somebody else, who could have made keys.
         """
@@ -144,6 +162,8 @@ class Users(Issuer):
         hashed = await self._hasher.hash(password)
 
         def replace(connection: Connection) -> bool:
+            if external_store.is_external(connection, user_id):
+                raise ExternalUser
             apikey_store.delete_keys(connection, user_id)
             mailed_store.delete_codes(connection, user_id, Purpose.RESET)
             return store.update_password(connection, user_id, hashed, replacing=None)
@@ -210,6 +230,14 @@ def present(connection: Connection, user_id: UserId) -> User:
     if user is None:
         raise model.UserGone
     return user
+
+
+def remove_user(connection: Connection, user_id: UserId, *, at: int) -> None:
+    """Remove a user who is there, with all that hangs on them here; other services hear of it. Raises LastAdmin."""
+    external_store.shut_out_user(connection, user_id, at=at)
+    if not store.delete_user(connection, user_id):
+        raise model.LastAdmin
+    removal_store.note_removal(connection, user_id, at=at)
 
 
 def _refuse_taken(connection: Connection, username: str, *, but_for: UserId) -> NoReturn:

@@ -15,6 +15,8 @@ from parshall.kernel.errors import Invalid, ParshallError
 from parshall.kernel.tokens import ALGORITHM, KEY_SCOPES
 
 FORM_FIELDS_MAX = 16
+EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a name of RFC 8693 §3, not a secret
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -35,11 +37,26 @@ class UnsupportedGrant(Invalid):
 
     code = "unsupported_grant_type"
     title = "Unsupported grant type"
-    default = "Only grant_type=client_credentials is supported; users log in at /api/auth/login."
+    default = "grant_type is client_credentials, or token-exchange of RFC 8693; users log in at /api/auth/login."
 
     def __init__(self) -> None:
         """Say it in the words of RFC 6749 §5.2 too."""
         super().__init__(error="unsupported_grant_type")
+
+
+class InvalidSubject(Invalid):
+    """A token that is not exchanged (RFC 8693 §2.2.2); `reason` is the code of what it is refused with elsewhere.
+
+    So it is too where the issuer is away: that is no failure of auth, after which others would leave it alone.
+    """
+
+    code = "invalid_subject_token"
+    title = "Token not exchanged"
+    default = "The token is not exchanged for one of ours; `detail` says why."
+
+    def __init__(self, refused: ParshallError) -> None:
+        """Say why in the words of that refusal."""
+        super().__init__(refused.detail, error="invalid_request", reason=refused.code)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +101,12 @@ def export_document(export: Export) -> dict[str, Any]:
         "sessions": [{"createdAt": rfc3339(began), "expiresAt": rfc3339(ends)} for began, ends in export.sessions],
         "apiKeys": [key_document(key) for key in export.api_keys],
         "mailedCodes": [{"purpose": use.value, "expiresAt": rfc3339(ends)} for use, ends in export.mailed_codes],
+        "externalIdentity": None if export.origin is None else _origin(*export.origin),
     }
+
+
+def _origin(issuer: str, subject: str, since: int) -> dict[str, Any]:
+    return {"issuer": issuer, "subject": subject, "createdAt": rfc3339(since)}
 
 
 def outcome_document(asked: NewUser, outcome: User | ParshallError) -> dict[str, Any]:
@@ -95,19 +117,29 @@ def outcome_document(asked: NewUser, outcome: User | ParshallError) -> dict[str,
     return {**named, "success": True, "userId": outcome.id}
 
 
-def client_credentials(headers: Mapping[str, str], body: bytes) -> TokenRequest:
-    """The token request in a body with these headers.
-
-    Raises MalformedTokenRequest, UnsupportedGrant, or InvalidClient for credentials that cannot be read.
-    """
+def token_form(headers: Mapping[str, str], body: bytes) -> dict[str, str]:
+    """The fields of a token request, of a grant that is known. Raises MalformedTokenRequest or UnsupportedGrant."""
     if headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
         raise MalformedTokenRequest
     form = _form(body)
     grant = form.get("grant_type")
     if not grant:
         raise MalformedTokenRequest
-    if grant != "client_credentials":
+    if grant not in ("client_credentials", EXCHANGE_GRANT):
         raise UnsupportedGrant
+    return form
+
+
+def subject_token(form: Mapping[str, str]) -> str:
+    """The token that is to be exchanged (RFC 8693 §2.1). Raises MalformedTokenRequest."""
+    token = form.get("subject_token", "")
+    if not token or form.get("subject_token_type") != ACCESS_TOKEN_TYPE:
+        raise MalformedTokenRequest(f"Send the issuer's token as subject_token, of the type {ACCESS_TOKEN_TYPE}.")
+    return token
+
+
+def client_credentials(headers: Mapping[str, str], form: Mapping[str, str]) -> TokenRequest:
+    """The client credentials in a form with these headers. Raises MalformedTokenRequest, or InvalidClient."""
     client_id, secret = _client(headers.get("authorization", ""), form)
     return TokenRequest(client_id=client_id, client_secret=secret, scope=form.get("scope"))
 
@@ -120,7 +152,7 @@ def discovery(issuer: str) -> dict[str, Any]:
         "jwks_uri": f"{base}/.well-known/jwks.json",
         "token_endpoint": f"{base}/api/auth/token",
         "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
-        "grant_types_supported": ["client_credentials"],
+        "grant_types_supported": ["client_credentials", EXCHANGE_GRANT],
         "response_types_supported": [],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": [ALGORITHM],
@@ -140,7 +172,7 @@ def _form(body: bytes) -> dict[str, str]:
     return form
 
 
-def _client(authorization: str, form: dict[str, str]) -> tuple[str, str]:
+def _client(authorization: str, form: Mapping[str, str]) -> tuple[str, str]:
     """The client's id and secret, from HTTP Basic or the form, but not from both (RFC 6749 §2.3)."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":

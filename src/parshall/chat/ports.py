@@ -311,6 +311,10 @@ class StreamLog(Protocol):
         """Forget streams closed before that instant (microseconds); how many. Raises LogUnavailable."""
         ...
 
+    async def forget(self, stream_id: StreamId) -> None:
+        """Forget a closed stream now; one that is not closed stays. Raises LogUnavailable."""
+        ...
+
     async def check(self) -> None:
         """Raises LogUnavailable unless the log answers."""
         ...

@@ -5,7 +5,7 @@ from typing import Literal
 
 from sqlalchemy import Connection
 
-from parshall.chat import mismatch, store
+from parshall.chat import erasing, mismatch, store
 from parshall.chat.catalog import Catalog
 from parshall.chat.model import (
     DEFAULT_TITLE,
@@ -24,10 +24,13 @@ from parshall.kernel.clock import Clock
 from parshall.kernel.database import Database
 from parshall.kernel.errors import NotFound
 from parshall.kernel.ids import MalformedStreamId, SessionId, StreamId, UserId, new_id
+from parshall.kernel.removals import Removals
 from parshall.kernel.tokens import Principal
 
 RETENTION_SECONDS = 24 * 3600
 STOPS_BEFORE_DELETE_MAX = 3
+ERASED_AT_ONCE = 50
+"""Chat sessions of a removed user; the rest follows in the next pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,7 @@ class Chat:
         self._database = database
         self._clock = clock
         self._retention_seconds = retention_seconds
+        self.removals = Removals(database, erasing.chat_removals, clock=clock, erase=self.erase)
 
     async def create(
         self, *, user_id: UserId, title: str | None, first: str | None, model_id: str | None, source: str | None
@@ -146,6 +150,32 @@ class Chat:
             if stream is not None:
                 await self.streaming.stop(stream)
         raise StreamActive("New answers keep starting in this chat session; try again.")
+
+    async def erase(self, user_id: UserId) -> bool:
+        """Forget all chat sessions of a removed user with what was said in them; whether nothing is left.
+
+        A running stream is stopped first, and everything of it settled: until then its chat session stays. Raises
+        Unavailable where a stream cannot be ended now.
+        """
+        sessions, total = await self.page(user_id=user_id, text=None, number=1, per_page=ERASED_AT_ONCE)
+        erased = [await self._erase(session.id, user_id) for session in sessions]
+        await self._database.write(lambda connection: erasing.unname_observer(connection, user_id))
+        return all(erased) and total == len(sessions)
+
+    async def _erase(self, session_id: SessionId, user_id: UserId) -> bool:
+        """The log goes before the records by which it is found, so that a crash in between leaves nothing behind."""
+        streams = await self._database.read(lambda connection: store.session_streams(connection, session_id))
+        for stream in streams:
+            if stream.ending is None:
+                await self.streaming.stop(stream)
+        streams = await self._database.read(lambda connection: store.session_streams(connection, session_id))
+        if any(stream.closed_at is None or stream.settlement is None for stream in streams):
+            return False
+        for stream in streams:
+            await self.streaming.forget(stream.id)
+        await self._database.write(lambda connection: erasing.blank_streams(connection, session_id))
+        await self.delete(session_id, user_id=user_id)
+        return True
 
     # ── Ids that clients name ───────────────────────────────────────────────────────────────────────────────────────
 

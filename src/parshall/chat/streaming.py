@@ -169,6 +169,10 @@ class Streaming:
         """Forget the events of streams closed before that instant; how many."""
         return await self._log.trim(closed_before=closed_before)
 
+    async def forget(self, stream_id: StreamId) -> None:
+        """Forget the events of a stream that is closed."""
+        await self._log.forget(stream_id)
+
     def drain(self) -> None:
         """Take no new streams from now on."""
         self.openings.closed = True

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import typer
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from parshall.app.config import PREFIX, Settings, load
 from parshall.cli.terminal import AsJson, complain, show
@@ -58,6 +58,12 @@ def _shown(value: object) -> object:
             return _URL_PASSWORD.sub(f"{HIDDEN}@", value)
         case bool() | int() | float() | None:
             return value
+        case BaseModel():
+            return {name: _shown(part) for name, part in value}
+        case dict():
+            return {name: _shown(part) for name, part in value.items()}
+        case frozenset():
+            return sorted(map(str, value))
         case tuple():
             return [_shown(part) for part in value]
     return str(value)

@@ -89,6 +89,19 @@ def remove(who: Who, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do n
     say(f"Removed {who}.")
 
 
+@app.command("let-in")
+def let_in(
+    issuer: Annotated[str, typer.Argument(help="The issuer's URL, as its tokens name it.")],
+    subject: Annotated[str, typer.Argument(help="Who it is there: the claim sub.")],
+) -> None:
+    """Let somebody of an external issuer in again, who was removed.
+
+    Example: parshall users let-in https://login.example.org 248289761001
+    """
+    local(lambda parts: parts.auth.let_in(issuer, subject))
+    say(f"{subject} is taken for a new user when they next log in.")
+
+
 async def _everybody(parts: "Parts") -> "list[User]":
     users, total = await parts.auth.users_page()
     page = 1

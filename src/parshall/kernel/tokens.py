@@ -43,7 +43,7 @@ KEY_SCOPES = frozenset({CHAT_SCOPE, CREDITS_SCOPE, PROFILE_SCOPE})
 KeySource = Callable[[], Awaitable[KeySet]]
 """Fetches the public keys that are in force."""
 Exchange = Callable[[str, str], Awaitable[str]]
-"""An access token for an API key that came from a network address. Raises TokenRefused or TooManyRequests."""
+"""An access token for another credential that came from a network address. Raises TokenRefused or TooManyRequests."""
 
 
 class Role(StrEnum):
@@ -103,16 +103,29 @@ def presented_token(request: Request) -> str:
 class TokenVerifier:
     """Verifies access tokens against a key source and remembers each verdict until the token expires."""
 
-    def __init__(self, keys: KeySource, *, issuer: str, clock: Clock, exchange: Exchange | None = None) -> None:
-        """`issuer` must equal the token's `iss` (RFC 9068 §4). Without `exchange` no API key is taken."""
+    def __init__(
+        self,
+        keys: KeySource,
+        *,
+        issuer: str,
+        clock: Clock,
+        exchange: Exchange | None = None,
+        external: Exchange | None = None,
+    ) -> None:
+        """`issuer` must equal the token's `iss` (RFC 9068 §4).
+
+        `exchange` gives a token for an API key, `external` one for a token of another issuer; without, none is taken.
+        """
         self._keys = keys
         self._exchange = exchange
+        self._external = external
         self._issuer = issuer
         self._clock = clock
         self._key_set: KeySet | None = None
         self._fetched_at = 0
         self._fetching = asyncio.Lock()
         self._verified: OrderedDict[str, tuple[Principal, int]] = OrderedDict()
+        self._shut_out: frozenset[UserId] = frozenset()
 
     async def verify(self, token: str, address: str = "") -> Principal:
         """The principal of a valid token or API key. Raises TokenRefused, and TooManyRequests for wrong keys.
@@ -128,16 +141,33 @@ class TokenVerifier:
             return known[0]
         if len(token) > TOKEN_BYTES_MAX:
             raise TokenRefused("The access token is too long; log in again.")
-        if self._exchange is not None and token.startswith(API_KEY_PREFIX):
-            exchanged, remembered = await self._exchange(token, address), at + API_KEY_REMEMBERED_SECONDS * SECOND
-        else:
-            exchanged, remembered = token, INSTANT_MAX
+        exchanged, remembered = await self._exchanged(token, address, at)
         principal, expires_at = _principal(await self._claims(exchanged, at), issuer=self._issuer, at=at)
+        if principal.user_id in self._shut_out:
+            raise TokenRefused("The user of this access token was removed; log in as somebody else.", reason="removed")
         expires_at = min(expires_at, remembered)
         self._verified[token] = (principal, expires_at)
         if len(self._verified) > VERIFIED_MAX:
             self._verified.popitem(last=False)
         return principal
+
+    def shut_out(self, users: frozenset[UserId]) -> None:
+        """Take no token of these users, however long it lives: they were removed. In place of those before."""
+        if users - self._shut_out:
+            known = self._verified.items()
+            self._verified = OrderedDict((token, each) for token, each in known if each[0].user_id not in users)
+        self._shut_out = users
+
+    async def _exchanged(self, token: str, address: str, at: int) -> tuple[str, int]:
+        """The token of our own that counts for what was presented, and until when that is remembered at most.
+
+        What `iss` says is not proved yet: it decides who is asked, and never what is believed.
+        """
+        if self._exchange is not None and token.startswith(API_KEY_PREFIX):
+            return await self._exchange(token, address), at + API_KEY_REMEMBERED_SECONDS * SECOND
+        if self._external is not None and issuer_named(token) not in ("", self._issuer):
+            return await self._external(token, address), INSTANT_MAX
+        return token, INSTANT_MAX
 
     async def _claims(self, token: str, at: int) -> dict[str, Any]:
         for fresh in (False, True):
@@ -179,16 +209,37 @@ class TokenVerifier:
         return fetched
 
 
+def unproved(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a token, read in the one way there is (RFC 8725 §2.4), and not verified.
+
+    Raises TokenRefused unless there are three parts, and each of these two is an object.
+    """
+    try:
+        head, body, _signature = token.split(".")
+        header, claims = (parsed(urlsafe_b64decode(part.encode("ascii"))) for part in (head, body))
+    except (MalformedJson, ValueError) as error:
+        raise TokenRefused("The access token can be read in two ways; log in again.") from error
+    if not isinstance(header, dict) or not isinstance(claims, dict):
+        raise TokenRefused("The access token is none; log in again.")
+    return header, claims
+
+
+def issuer_named(token: str) -> str:
+    """Whose token it claims to be; empty where it names nobody or is none."""
+    try:
+        issuer = unproved(token)[1].get("iss")
+    except TokenRefused:
+        return ""
+    return issuer if isinstance(issuer, str) else ""
+
+
 def _signed(token: str) -> dict[str, Any]:
-    """The claims of a token that verifies, read in the one way there is (RFC 8725 §2.4). Raises TokenRefused.
+    """The claims of a token that verifies. Raises TokenRefused.
 
     What a header says of keys, extensions or nesting is neither needed nor followed (RFC 8725 §3.10, §3.11).
     """
-    try:
-        header, claims = (parsed(urlsafe_b64decode(part.encode("ascii"))) for part in token.split(".")[:2])
-    except (MalformedJson, ValueError) as error:
-        raise TokenRefused("The access token can be read in two ways; log in again.") from error
-    if not header.keys() <= _HEADER or not isinstance(claims, dict):
+    header, claims = unproved(token)
+    if not header.keys() <= _HEADER:
         raise TokenRefused("The access token's header says more than it may; log in again.")
     return claims
 

@@ -158,6 +158,13 @@ class LocalStreamLog:
             await asyncio.sleep(0)  # let live streams commit in between
         return trimmed
 
+    async def forget(self, stream_id: StreamId) -> None:
+        """Forget a closed stream now."""
+        query = "SELECT key FROM log_streams WHERE id = ? AND closed_at IS NOT NULL"
+        for row in self._execute(query, (stream_id,)).fetchall():
+            self._execute("DELETE FROM log_events WHERE key = ?", row)
+            self._execute("DELETE FROM log_streams WHERE key = ?", row)
+
     async def check(self) -> None:
         """See that the file can be read."""
         self._execute("SELECT count(*) FROM log_streams WHERE key = 0", ()).close()

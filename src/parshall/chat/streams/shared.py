@@ -15,7 +15,7 @@ from parshall.chat.streams import scripts
 from parshall.chat.streams.engine import Engine, Reply, checked
 from parshall.chat.streams.following import Following
 from parshall.chat.streams.tail import Feed, FeedTail, Live
-from parshall.kernel.clock import Clock
+from parshall.kernel.clock import INSTANT_MAX, Clock
 from parshall.kernel.ids import StreamId
 
 OPEN_SECONDS_MAX = 26 * 3600
@@ -235,6 +235,10 @@ class SharedStreamLog:
             trimmed += sum(answer[0] for answer in await asyncio.gather(*forgotten))
             await self._engine.run("ZREM", scripts.CLOSED_INDEX, *names)
         return trimmed
+
+    async def forget(self, stream_id: StreamId) -> None:
+        """Forget a closed stream now; `trim` drops it from its list in time."""
+        await self._call(scripts.FORGET, stream_id, INSTANT_MAX, receive=checked)
 
     async def check(self) -> None:
         """See that the engine answers."""
