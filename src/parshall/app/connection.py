@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS, Arrival
 from parshall.kernel.headers import loggable
+from parshall.kernel.pushing import TAKES
 from parshall.kernel.telemetry import log
 
 _UNSENT_MAX: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
@@ -53,6 +54,7 @@ class Connection(Arrival):
     def on_message_begin(self) -> None:
         """Another request: the rest of the answer before it is no longer the last thing to be sent."""
         super().on_message_begin()
+        self.scope["extensions"] = {TAKES: {"now": self._takes_more}}
         if not self.flow.write_paused:
             self._forget()
 
@@ -61,6 +63,9 @@ class Connection(Arrival):
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
             self._watch()
+
+    def _takes_more(self) -> bool:
+        return not self.flow.write_paused
 
     def _watch(self) -> None:
         self._forget()

@@ -19,6 +19,7 @@ from parshall.kernel.errors import Invalid
 from parshall.kernel.headers import STREAM_ID_HEADER, stream_headers
 from parshall.kernel.http import User
 from parshall.kernel.ids import SessionId, StreamId
+from parshall.kernel.pushing import push_of
 from parshall.kernel.telemetry import bind
 from parshall.kernel.tokens import Principal
 
@@ -105,13 +106,16 @@ class StreamResponse(Response):
             http_version=str(request.scope.get("http_version", "1.1")),
         )
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the stream ends, the client goes, or the server asks its readers to come back."""
         reader = self._reader
         self._readers.add(reader)
         watch = asyncio.create_task(_until_gone(receive, reader))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            push = push_of(scope, send)
+            if push is not None and isinstance(reader, Reader):
+                reader.push_to(push)
             async for chunk in reader:
                 await send({"type": "http.response.body", "body": chunk or sse.PING, "more_body": True})
             last = b"" if reader.ended else sse.GOODBYE

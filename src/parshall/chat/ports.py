@@ -1,6 +1,6 @@
 """What a turn needs of the outside: a ledger, a provider and a stream log, each as narrow as its use."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -254,6 +254,9 @@ class Tail(Protocol):
     def ended(self) -> bool:
         """Whether the stream was closed and everything of it handed out."""
         ...
+
+    push: Callable[[Sequence[bytes]], bool] | None
+    """Asked with the next frames while somebody waits in the iteration: what it takes is not handed out there."""
 
     def close(self) -> None:
         """Stop here: the iteration ends at once, whoever waits in it."""

@@ -1,7 +1,7 @@
 """One reader of one stream: bytes ready to be sent, and word to the producer of who reads and how far."""
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from parshall.chat.peers import Attendance
@@ -10,6 +10,12 @@ from parshall.kernel.telemetry import log
 
 WRITE_BYTES_MAX = 65_536
 """Events are sent in pieces of about this size: one of them waits in memory for a client that does not read."""
+
+PUSHED_MAX = 4
+"""More events at once go out in pieces."""
+
+Push = Callable[[bytes], bool]
+"""Sends bytes at once; False where it cannot."""
 
 _logger = log("streams")
 
@@ -87,6 +93,19 @@ class Reader:
             size += len(piece[-1])
         self._offset += len(piece)
         return b"".join(piece)
+
+    def push_to(self, push: Push) -> None:
+        """Give what comes while the iteration is waited in to `push`, as long as that takes it."""
+        self._push = push
+        self._tail.push = self._pushed
+
+    def _pushed(self, frames: Sequence[bytes]) -> bool:
+        if len(frames) > PUSHED_MAX or not self._push(frames[0] if len(frames) == 1 else b"".join(frames)):
+            return False
+        self._offset += len(frames)
+        if self._attendance is not None:
+            self._attendance.delivered(self._offset)
+        return True
 
     def interrupt(self) -> None:
         """End the iteration, whoever waits in it."""

@@ -1,45 +1,61 @@
-"""StreamLog in one process: SQLite on the event loop, one commit per loop turn, readers woken after the commit.
+"""StreamLog in one process: a journal written on the event loop, once a loop turn, and SQLite behind it.
 
-A thread hop per append would cost more than the commit itself, so the write-ahead log is written on the loop with
-synchronous=NORMAL (it survives a kill of the process) and checkpointed by a second connection in a thread.
+Readers are woken once the journal has an event, where it survives a kill of the process. What the journal holds moves
+to SQLite together, one row for all that a stream has brought meanwhile: a commit for each event would cost ten times as
+much, and so would the hop to a thread. SQLite's write-ahead log is checkpointed by a second connection in a thread.
 """
 
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, Lease, LeaseLost, LogUnavailable
+from parshall.chat.streams import pieces
+from parshall.chat.streams.journal import Journal
 from parshall.chat.streams.tail import FeedTail, Live
 from parshall.kernel.clock import Clock
 from parshall.kernel.errors import StartupError
 from parshall.kernel.ids import StreamId
+from parshall.kernel.telemetry import log
 
 CHECKPOINT_SECONDS = 2.0
+MOVE_SECONDS = 1.0
+"""How long the journal may hold an event before it moves on."""
+MOVE_BYTES = 1 << 20
+"""From this size on the journal moves at once."""
+JOURNAL_BYTES_MAX = 16 << 20
+"""How much it may hold, and memory with it, while SQLite cannot take it."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS log_streams (
   key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, epoch INTEGER NOT NULL, owner TEXT NOT NULL,
   lease_until INTEGER NOT NULL, closed_at INTEGER);
 CREATE INDEX IF NOT EXISTS log_streams_closed ON log_streams (closed_at) WHERE closed_at IS NOT NULL;
-CREATE TABLE IF NOT EXISTS log_events (
-  key INTEGER NOT NULL, position INTEGER NOT NULL, frame BLOB NOT NULL, PRIMARY KEY (key, position)) WITHOUT ROWID;
 """
 TRIM_STREAMS_MAX = 8
 """Streams forgotten in one go; more would hold up the loop."""
 _TRIMMABLE = "SELECT key FROM log_streams WHERE closed_at < ? LIMIT ?"
 _HELD = "SELECT 1 FROM log_streams WHERE id = ? AND lease_until > ? AND closed_at IS NULL"
-_INSERT = "INSERT INTO log_events (key, position, frame) VALUES (?, ?, ?)"
 
-
-_EXTENT = "SELECT coalesce(max(position), 0), coalesce(sum(length(frame)), 0) FROM log_events WHERE key = ?"
+_logger = log("streams")
 
 
 @dataclass(slots=True, kw_only=True)
 class _Kept(Live):
     key: int
+
+
+@dataclass(slots=True)
+class _Run:
+    """What the journal holds of a stream, and SQLite does not."""
+
+    key: int
+    first: int
+    frames: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +76,19 @@ class LocalStreamLog:
         self._clock = clock
         self._live: dict[StreamId, _Kept] = {}
         self._pending: list[_Append] = []
+        self._unmoved: dict[StreamId, _Run] = {}
+        self._moving: asyncio.TimerHandle | None = None
+        self._stuck = False
         self._reading = threading.Lock()
         try:
             self._writer = _connect(path)
             self._writer.executescript(_SCHEMA)
+            pieces.prepare(self._writer)
             self._writer.execute("UPDATE log_streams SET lease_until = 0 WHERE closed_at IS NULL")
             self._reader = _connect(path)
-        except sqlite3.DatabaseError as error:
+            self._journal = Journal(path.with_suffix(".journal"))
+            self._recover()
+        except (sqlite3.DatabaseError, OSError) as error:
             raise StartupError(
                 f"The stream log {path} cannot be used ({error}); move it away, no credit is lost."
             ) from error
@@ -86,7 +108,7 @@ class LocalStreamLog:
         if row is None:
             return None
         key, epoch = row
-        last, size = self._execute(_EXTENT, (key,)).fetchone()
+        last, size = (0, 0) if epoch == 1 else self._extent(key)
         lease = Lease(stream_id=stream_id, epoch=epoch, expires_at=until)
         previous = self._live.get(stream_id)
         self._live[stream_id] = live = _Kept(key=key, lease=lease, last=last, expected=last + 1, size=size)
@@ -119,6 +141,8 @@ class LocalStreamLog:
         size = live.size + sum(map(len, frames))
         if live.expected + len(frames) - 1 > self.bounds.events_max or size > self.bounds.bytes_max:
             raise LogUnavailable("The log holds as much of this stream as it may.")
+        if self._journal.size > JOURNAL_BYTES_MAX:
+            raise LogUnavailable("The stream log cannot be written; free disk space or check the disk.")
         live.expected += len(frames)
         live.size = size
         loop = asyncio.get_running_loop()
@@ -139,6 +163,9 @@ class LocalStreamLog:
 
     async def read(self, stream_id: StreamId, *, after: int, limit: int) -> tuple[list[bytes], bool]:
         """Frames from the file, in a thread."""
+        self._flush()
+        if stream_id in self._unmoved:
+            self._move()
         return await asyncio.to_thread(self._read, stream_id, after, min(limit, EVENTS_PER_READ_MAX))
 
     async def tail(self, stream_id: StreamId, *, after: int, silence_seconds: float) -> FeedTail:
@@ -150,9 +177,10 @@ class LocalStreamLog:
     async def trim(self, *, closed_before: int) -> int:
         """Forget the events of streams closed before that instant."""
         trimmed = 0
+        self._move()
         while keys := self._execute(_TRIMMABLE, (closed_before, TRIM_STREAMS_MAX)).fetchall():
             for (key,) in keys:
-                self._execute("DELETE FROM log_events WHERE key = ?", (key,))
+                pieces.forget(self._writer, key)
                 self._execute("DELETE FROM log_streams WHERE key = ?", (key,))
             trimmed += len(keys)
             await asyncio.sleep(0)  # let live streams commit in between
@@ -170,16 +198,20 @@ class LocalStreamLog:
         self._execute("SELECT count(*) FROM log_streams WHERE key = 0", ()).close()
 
     async def close(self) -> None:
-        """Commit what is pending, end every tail, and close the file."""
-        self._flush()
+        """Move everything, end every tail, and close the files. What cannot be moved waits for the next start."""
+        with suppress(LogUnavailable):
+            self._move()
         for live in self._live.values():
             for tail in tuple(live.tails):
                 tail.close()
+        if self._moving is not None:
+            self._moving.cancel()
         self._stopping.set()
         await asyncio.to_thread(self._checkpointer.join)
         with self._reading:
             self._reader.close()
         self._writer.close()
+        self._journal.close()
 
     def _held(self, lease: Lease) -> _Kept:
         live = self._live.get(lease.stream_id)
@@ -196,33 +228,84 @@ class LocalStreamLog:
             ) from error
 
     def _flush(self) -> None:
-        """Commit everything appended in this loop turn, then let the readers see it: never the other way round."""
+        """Keep everything appended in this loop turn, then let the readers see it: never the other way round."""
         if not self._pending:
             return
         pending, self._pending = self._pending, []
         try:
-            self._commit(pending)
-        except sqlite3.Error as error:
+            self._journal.write((append.live.key, append.first_offset, append.frames) for append in pending)
+        except OSError as error:
             self._refuse(pending, error)
             return
         for append in pending:
+            self._note(append)
             append.live.publish(append.frames)
             if not append.kept.done():
                 append.kept.set_result(None)
+        self._plan_move()
 
-    def _commit(self, pending: list[_Append]) -> None:
-        rows = [
-            (append.live.key, append.first_offset + index, frame)
-            for append in pending
-            for index, frame in enumerate(append.frames)
-        ]
-        self._writer.execute("BEGIN IMMEDIATE")
-        self._writer.executemany(_INSERT, rows)
-        self._writer.execute("COMMIT")
+    def _note(self, append: _Append) -> None:
+        run = self._unmoved.get(append.live.lease.stream_id)
+        if run is None:
+            self._unmoved[append.live.lease.stream_id] = _Run(append.live.key, append.first_offset, list(append.frames))
+        else:
+            run.frames += append.frames
 
-    def _refuse(self, pending: list[_Append], error: sqlite3.Error) -> None:
-        if self._writer.in_transaction:
-            self._writer.execute("ROLLBACK")
+    def _plan_move(self) -> None:
+        if self._journal.size > MOVE_BYTES and not self._stuck:
+            self._move_soon()
+        elif self._moving is None:
+            self._moving = asyncio.get_running_loop().call_later(MOVE_SECONDS, self._move_soon)
+
+    def _move_soon(self) -> None:
+        """Move; where SQLite cannot take it now, the journal goes on and it is tried again."""
+        self._moving = None
+        try:
+            self._move()
+        except LogUnavailable as error:
+            if not self._stuck:
+                _logger.warning("log_not_moved", reason=error.detail)
+            self._stuck = True
+            self._plan_move()
+
+    def _move(self) -> None:
+        """Bring everything to SQLite, in one commit, and begin the journal anew. Raises LogUnavailable."""
+        self._flush()
+        if self._unmoved:
+            self._insert(self._unmoved.values())
+            self._unmoved = {}
+            self._journal.clear()
+        self._stuck = False
+
+    def _extent(self, key: int) -> tuple[int, int]:
+        self._move()
+        return pieces.extent(self._writer, key)
+
+    def _insert(self, runs: Iterable[_Run]) -> None:
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            pieces.insert(self._writer, ((run.key, run.first, run.frames) for run in runs))
+            self._writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise LogUnavailable(f"The stream log could not be written ({error}).") from error
+
+    def _recover(self) -> None:
+        """Move what the process before this one left in the journal; what it had moved already is passed over."""
+        runs: dict[int, _Run] = {}
+        for record in self._journal.records():
+            run = runs.get(record.key)
+            if run is None:
+                known = self._writer.execute("SELECT 1 FROM log_streams WHERE key = ?", (record.key,)).fetchone()
+                first = pieces.extent(self._writer, record.key)[0] + 1
+                run = runs[record.key] = _Run(record.key if known else 0, first, [])
+            if record.offset == run.first + len(run.frames):
+                run.frames.append(record.frame)
+        self._insert(run for run in runs.values() if run.key)
+        self._journal.clear()
+
+    def _refuse(self, pending: list[_Append], error: OSError) -> None:
         for append in pending:
             append.live.expected = append.live.last + 1
             append.live.size -= sum(map(len, append.frames))
@@ -238,13 +321,10 @@ class LocalStreamLog:
                 ).fetchone()
                 if stream is None:
                     return [], True
-                rows = self._reader.execute(
-                    "SELECT frame FROM log_events WHERE key = ? AND position > ? ORDER BY position LIMIT ?",
-                    (stream[0], after, limit),
-                ).fetchall()
+                frames = pieces.read(self._reader, stream[0], after=after, limit=limit)
             finally:
                 self._reader.execute("COMMIT")
-        return [frame for (frame,) in rows], bool(stream[1]) and len(rows) < limit
+        return frames, bool(stream[1]) and len(frames) < limit
 
     def _checkpoint(self) -> None:
         """Move the write-ahead log into the file beside the writers; the loop never pays for that."""

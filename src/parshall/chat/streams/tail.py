@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -107,6 +107,7 @@ class FeedTail:
         self._closed = False
         self._error: LogUnavailable | None = None
         self.ended = False
+        self.push: Callable[[Sequence[bytes]], bool] | None = None
         if feed is not None:
             feed.tails.add(self)
 
@@ -134,9 +135,20 @@ class FeedTail:
         raise StopAsyncIteration
 
     def wake(self) -> None:
-        """Something changed: whoever waits here looks again."""
-        if self._waiter is not None and not self._waiter.done():
+        """Something changed: whoever waits here looks again, unless the news can be pushed."""
+        if self._waiter is not None and not self._waiter.done() and not self._pushed():
             self._waiter.set_result(None)
+
+    def _pushed(self) -> bool:
+        """Whether there is nothing to look for: the next frames are at hand and were taken."""
+        if self.push is None or self._error is not None or self._closed:
+            return False
+        frames = self._at_hand()
+        if not frames or not self.push(frames):
+            return False
+        self._after += len(frames)
+        self._quiet_since = asyncio.get_running_loop().time()
+        return True
 
     def cut(self, error: LogUnavailable) -> None:
         """Hand out nothing more but the error."""
