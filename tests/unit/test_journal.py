@@ -160,3 +160,17 @@ async def test_the_journal_moves_by_itself(tmp_path: Path, monkeypatch: pytest.M
             await asyncio.sleep(0.005)
     assert (await log.read(STREAM, after=0, limit=9))[0] == frames(1, 3)
     await log.close()
+
+
+async def test_what_was_forgotten_is_in_no_journal_and_comes_back_in_no_other_stream(tmp_path: Path) -> None:
+    log = LocalStreamLog(tmp_path / "streams.db", clock=Time())
+    lease = await take(log, time=Time())
+    await log.append(lease, frames(1, 3), first_offset=1)
+    await log.close_stream(lease)
+    await log.forget(STREAM)
+    await take(log, OTHER, time=Time())  # SQLite gives it the number that has become free
+    found = killed(tmp_path, tmp_path.with_name("found"))
+    for each in (log, found):
+        assert await each.read(STREAM, after=0, limit=9) == ([], True)
+        assert await each.read(OTHER, after=0, limit=9) == ([], False)
+        await each.close()

@@ -180,18 +180,22 @@ class LocalStreamLog:
         self._move()
         while keys := self._execute(_TRIMMABLE, (closed_before, TRIM_STREAMS_MAX)).fetchall():
             for (key,) in keys:
-                pieces.forget(self._writer, key)
-                self._execute("DELETE FROM log_streams WHERE key = ?", (key,))
+                self._forget(key)
             trimmed += len(keys)
             await asyncio.sleep(0)  # let live streams commit in between
         return trimmed
 
     async def forget(self, stream_id: StreamId) -> None:
         """Forget a closed stream now."""
+        self._move()
         query = "SELECT key FROM log_streams WHERE id = ? AND closed_at IS NOT NULL"
-        for row in self._execute(query, (stream_id,)).fetchall():
-            self._execute("DELETE FROM log_events WHERE key = ?", row)
-            self._execute("DELETE FROM log_streams WHERE key = ?", row)
+        for (key,) in self._execute(query, (stream_id,)).fetchall():
+            self._forget(key)
+
+    def _forget(self, key: int) -> None:
+        """Forget a stream of which the journal holds nothing: it would come back, and perhaps under another's key."""
+        pieces.forget(self._writer, key)
+        self._execute("DELETE FROM log_streams WHERE key = ?", (key,))
 
     async def check(self) -> None:
         """See that the file can be read."""
