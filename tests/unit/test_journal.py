@@ -93,7 +93,7 @@ async def test_events_behind_a_gap_are_not_kept(tmp_path: Path) -> None:
     lease = await take(log, OTHER, time=Time())
     await log.append(lease, frames(1, 2), first_offset=1)
     log._journal.write([(1, 3, frames(3, 1)), (99, 1, frames(1, 1))])
-    found = killed(tmp_path, tmp_path.with_name("found"))
+    found = killed(tmp_path, tmp_path.with_name(f"{tmp_path.name}-found"))
     assert (await found.read(STREAM, after=0, limit=9))[0] == []
     assert (await found.read(OTHER, after=0, limit=9))[0] == frames(1, 2)
     await found.close()
@@ -169,7 +169,7 @@ async def test_what_was_forgotten_is_in_no_journal_and_comes_back_in_no_other_st
     await log.close_stream(lease)
     await log.forget(STREAM)
     await take(log, OTHER, time=Time())  # SQLite gives it the number that has become free
-    found = killed(tmp_path, tmp_path.with_name("found"))
+    found = killed(tmp_path, tmp_path.with_name(f"{tmp_path.name}-found"))
     for each in (log, found):
         assert await each.read(STREAM, after=0, limit=9) == ([], True)
         assert await each.read(OTHER, after=0, limit=9) == ([], False)
