@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 NODE = Path(__file__).parent / "node"
+POSTMAN = Path(__file__).parent / "postman"
 LOCK = NODE / "package-lock.json"
 INSTALL_SECONDS_MAX = 600
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chromium-headless-shell")
@@ -22,12 +23,12 @@ def chromium() -> str:
     return _program(BROWSERS, ("chromium",))
 
 
-def node_folder() -> Path:
-    """A folder whose `node_modules` are those of the lock file; skips the test where node or npm cannot be had."""
+def node_folder(folder: Path = NODE) -> Path:
+    """A folder whose `node_modules` are those of its lock file; skips the test where node or npm cannot be had."""
     _program(("node",), ("nodejs", "npm"))
     _program(("npm",), ("nodejs", "npm"))
-    _install_modules()
-    return NODE
+    _install_modules(folder)
+    return folder
 
 
 @contextlib.contextmanager
@@ -38,13 +39,13 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _install_modules() -> None:
-    stamp = NODE / "node_modules" / ".package-lock.json"
+def _install_modules(folder: Path) -> None:
+    stamp = folder / "node_modules" / ".package-lock.json"
     with _alone():
-        if stamp.is_file() and stamp.stat().st_mtime >= LOCK.stat().st_mtime:
+        if stamp.is_file() and stamp.stat().st_mtime >= (folder / LOCK.name).stat().st_mtime:
             return
         command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        ran = subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX)
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX)
         if ran.returncode:
             _missing(f"npm ci failed: {ran.stderr[-500:]}", in_ci=True)
         stamp.touch()
