@@ -16,8 +16,9 @@ from parshall.app.apart import ALL, ServiceName
 from parshall.app.examples import BODIES
 from parshall.app.openapi import operations
 from parshall.app.postman import FIRST_STEPS, collection
-from parshall.app.surface import surface
+from parshall.app.surface import surface, words_of
 from parshall.cli.main import app
+from parshall.kernel.headers import loggable
 
 RUN_SECONDS_MAX = 100
 WHOLE = surface(ALL).openapi()
@@ -77,6 +78,19 @@ def test_every_operation_is_described_and_every_body_has_an_example_that_fits() 
         used |= {json.dumps(each.get("example"), sort_keys=True) for each in content.values()}
     assert wanting == [], "give parameters and bodies a row in app/examples.py"
     assert [name for name, body in BODIES.items() if json.dumps(body, sort_keys=True) not in used] == [], "of no body"
+
+
+def test_logs_know_every_word_of_every_path() -> None:
+    """Whatever else stands in a path is left out of them."""
+    segments = {part for path in WHOLE["paths"] for part in path.split("/") if part and not part.startswith("{")}
+    words = words_of(surface(ALL))
+    assert segments - words == set()
+    stream = "/api/chat/streams/stream-1620847252-a1b2c3d4/stop"
+    for path in (stream, f"/api/profile/{'0' * 32}"):
+        assert loggable(path, words) == path
+    for secret in ("hunter2", "a@b.example", "eyJx.y.z", "A" * 43, "0" * 31, "stream-1-x", "chat\n", "…" * 9):
+        assert loggable(f"/api/{secret}/chat/{secret}", words) == "/api/…/chat/…"
+    assert loggable("/x" * 4000, words).count("…") <= 16
 
 
 def fits(content: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from parshall.app.config import Settings
 from parshall.app.local import only_one_of, open_database, prepare_home
 from parshall.app.parts import Parts, parts_of
 from parshall.app.people import Users
-from parshall.app.surface import HEALTH_PATHS, name_of, surface
+from parshall.app.surface import HEALTH_PATHS, name_of, surface, words_of
 from parshall.chat.catalog import Catalog
 from parshall.chat.failover import Retries
 from parshall.chat.http_door import Door
@@ -146,7 +146,7 @@ def application(built: System) -> ASGIApp:
     install_errors(app)
     _add_services(app, built)
     served: ASGIApp = Door(app) if built.chatting else Deadlines(app)
-    return Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit)
+    return Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit, words=words_of(app))
 
 
 def _add_services(app: FastAPI, built: System) -> None:

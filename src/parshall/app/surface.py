@@ -1,10 +1,12 @@
 """All that is offered over HTTP, with nothing behind it yet: what a process serves, and what documents describe."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi_swagger import patch_fastapi
+from starlette.routing import BaseRoute
 
 from parshall import __version__
 from parshall.accounting.http import router as accounting_router
@@ -57,6 +59,19 @@ def surface(services: frozenset[ServiceName] = ALL) -> FastAPI:
     _add_operations(app)
     describe(app)
     return app
+
+
+def words_of(app: FastAPI) -> frozenset[str]:
+    """The fixed parts of its paths: what logs may show of a path."""
+    paths = (*_paths(app.routes), auth_router.prefix)
+    return frozenset(part for path in paths for part in path.split("/") if part and not part.startswith("{"))
+
+
+def _paths(routes: Iterable[BaseRoute]) -> Iterator[str]:
+    """Those of routers that were included too, which the framework resolves when a request comes."""
+    for route in routes:
+        included = getattr(route, "original_router", None)
+        yield from [str(getattr(route, "path", ""))] if included is None else _paths(included.routes)
 
 
 def _add_pages(app: FastAPI, services: frozenset[ServiceName]) -> None:
