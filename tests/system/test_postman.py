@@ -1,6 +1,7 @@
 """The documents of the API: the same from the command line as from a server, and a collection that others can run."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -128,6 +129,17 @@ def secret(server: Server) -> str:
 
 def answers(ran: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
     return [(each["item"]["name"], each["request"]["method"], each.get("response", {}).get("code", 0)) for each in ran]
+
+
+def test_every_variable_of_a_collection_is_one_that_it_declares_and_a_script_or_a_person_sets() -> None:
+    made = collection(WHOLE, name="parshall")
+    declared = {each["key"] for each in made["variable"]}
+    used = set(re.findall(r"\{\{(\w+)\}\}", json.dumps(made)))
+    kept = set(re.findall(r"collectionVariables\.set\('(\w+)'", json.dumps(made)))
+    given = {"baseUrl", "username", "password", "clientId", "clientSecret"}
+    assert used <= declared
+    assert kept | given == declared
+    assert json.dumps(made) == json.dumps(collection(surface(ALL).openapi(), name="parshall")), "the same each time"
 
 
 @pytest.mark.timeout(600)

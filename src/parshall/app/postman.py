@@ -13,6 +13,7 @@ from parshall.kernel.headers import STREAM_ID_HEADER
 Json = dict[str, Any]
 
 FORMAT = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
+_JSON = "application/json"
 FIRST_STEPS = (
     ("POST", "/api/auth/login"),
     ("GET", "/api/credits/balance"),
@@ -174,6 +175,8 @@ def _path_value(path: str, parameter: Json) -> str:
 
 def _headers(path: str, described: Json) -> list[Json]:
     found = [_pair(each) for each in _parameters(described, "header")]
+    if _JSON in described.get("requestBody", {}).get("content", {}):
+        found.insert(0, {"key": "Content-Type", "value": _JSON})
     for each in found:
         if each["key"] == "Idempotency-Key":
             each["value"] = "{{$guid}}"
@@ -199,7 +202,7 @@ def _parameters(described: Json, place: str) -> list[Json]:
 def _body(operation: tuple[str, str], described: Json) -> Json | None:
     for media_type, content in described.get("requestBody", {}).get("content", {}).items():
         example = _filled(operation, content.get("example", {}))
-        if media_type == "application/json":
+        if media_type == _JSON:
             written = json.dumps(example, indent=2, ensure_ascii=False)
             return {"mode": "raw", "raw": written, "options": {"raw": {"language": "json"}}}
         return {"mode": "urlencoded", "urlencoded": [{"key": key, "value": value} for key, value in example.items()]}
