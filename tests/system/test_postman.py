@@ -19,7 +19,7 @@ from parshall.app.openapi import operations
 from parshall.app.postman import FIRST_STEPS, collection
 from parshall.app.surface import surface, words_of
 from parshall.cli.main import app
-from parshall.kernel.headers import loggable
+from parshall.kernel.headers import STREAM_ID_HEADER, loggable
 
 RUN_SECONDS_MAX = 100
 WHOLE = surface(ALL).openapi()
@@ -79,6 +79,21 @@ def test_every_operation_is_described_and_every_body_has_an_example_that_fits() 
         used |= {json.dumps(each.get("example"), sort_keys=True) for each in content.values()}
     assert wanting == [], "give parameters and bodies a row in app/examples.py"
     assert [name for name, body in BODIES.items() if json.dumps(body, sort_keys=True) not in used] == [], "of no body"
+
+
+def test_the_document_promises_the_id_header_on_every_answer_about_a_stream() -> None:
+    promised = {
+        f"{method} {path}"
+        for method, path, described in operations(WHOLE)
+        if STREAM_ID_HEADER in described["responses"].get("200", {}).get("headers", {})
+    }
+    assert promised == {
+        "POST /api/chat/sessions/{session_id}/stream",
+        "POST /api/chat/sessions/{session_id}/messages",
+        "GET /api/chat/streams/{stream_id}",
+        "POST /api/chat/streams/{stream_id}/stop",
+        "GET /api/chat/sessions/{session_id}/observe",
+    }
 
 
 def test_logs_know_every_word_of_every_path() -> None:

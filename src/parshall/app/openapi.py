@@ -5,8 +5,6 @@ from typing import Any
 from fastapi import FastAPI
 
 from parshall.app.examples import BODIES, FORMS, PARAMETERS
-from parshall.kernel.headers import STREAM_ID_HEADER
-from parshall.kernel.ids import STREAM_ID_PATTERN
 
 Json = dict[str, Any]
 
@@ -15,7 +13,6 @@ INTRODUCTION = (
     "Log in at `POST /api/auth/login` and send the `accessToken` as `Authorization: Bearer …`. "
     "All of this is also [a Postman collection](/postman.json); the guides are at [/](/)."
 )
-_EVENTS = "text/event-stream"
 
 
 def describe(app: FastAPI) -> None:
@@ -49,9 +46,6 @@ def _complete(document: Json) -> None:
             _explain(parameter)
         for media_type, content in described.get("requestBody", {}).get("content", {}).items():
             _exemplify(media_type, content)
-        answer = described["responses"].get("200", {})
-        if _EVENTS in answer.get("content", {}):
-            answer["headers"] = {STREAM_ID_HEADER: _stream_id_header()} if _is_of_a_stream(described) else {}
 
 
 def title_of(described: Json) -> str:
@@ -78,15 +72,3 @@ def _exemplify(media_type: str, content: Json) -> None:
         example = FORMS.get(media_type)
     if example is not None:
         content["example"] = example
-
-
-def _is_of_a_stream(described: Json) -> bool:
-    return not any(parameter["name"] == "seconds" for parameter in described.get("parameters", ()))
-
-
-def _stream_id_header() -> Json:
-    return {
-        "description": "The id of the stream, before every other header; event 1 has it too.",
-        "required": True,
-        "schema": {"type": "string", "pattern": STREAM_ID_PATTERN},
-    }
