@@ -1,5 +1,6 @@
 """docs/SESSIONS.md held against a running server: every header of its tables, in both directions, and its examples."""
 
+import json
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from tests.valkey import unused_port
 
 from parshall.kernel import headers as names
 from parshall.kernel.ids import STREAM_ID_PATTERN, new_stream_id
+from parshall.kernel.sse import parse
 
 PAGE = (ROOT / "docs" / "SESSIONS.md").read_text(encoding="utf-8")
 SOURCE = ROOT / "src" / "parshall"
@@ -252,6 +254,29 @@ def test_every_header_that_the_server_reads_is_in_the_table_and_every_preflight_
     part = PAGE.partition("\n## Pages of another origin\n")[2].partition("\n## ")[0]
     assert [name for name in names.ALLOWED if f"`{name}`" not in part] == []
     assert {name.lower() for name in names.ALLOWED} <= known
+
+
+def test_one_search_for_the_id_finds_everything(server: Server, caller: Caller) -> None:
+    """The places of the table "One id through everything", where no other service is asked."""
+    proposed = new_stream_id(at=1_620_847_252_000_000)
+    answer = asked(caller, **{names.STREAM_ID_HEADER: proposed})
+    session = caller.ended(proposed)["sessionId"]
+    first, *_, last = parse([answer.content])
+    conversation = caller.get(f"/api/chat/sessions/{session}")
+    entries = caller.get("/api/credits/statement?limit=500")["entries"]
+    found = [
+        answer.headers[names.STREAM_ID_HEADER],
+        first.json()["streamingSessionId"],
+        last.json()["receipt"]["streamingSessionId"],
+        *(message["streamingSessionId"] for message in conversation["messages"]),
+        conversation["metadata"]["streamingSessionId"],
+        caller.get(f"/api/streaming-sessions/{proposed}/receipt")["streamingSessionId"],
+    ]
+    assert found == [proposed] * 7
+    kinds = {each["kind"] for each in entries if each["streamingSessionId"] == proposed}
+    assert kinds == {"reserve", "charge", "release"}
+    logged = [json.loads(line) for line in server.output if proposed in line]
+    assert {line["event"] for line in logged if line.get("stream") == proposed} >= {"request", "stream_settled"}
 
 
 # ── Examples ────────────────────────────────────────────────────────────────────────────────────────────────────────
