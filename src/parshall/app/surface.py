@@ -1,6 +1,7 @@
 """All that is offered over HTTP, with nothing behind it yet: what a process serves, and what documents describe."""
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -85,9 +86,13 @@ def _add_pages(app: FastAPI, services: frozenset[ServiceName]) -> None:
     async def docs() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
+    @cache
+    def requests() -> bytes:
+        return bytes(JSONResponse(collection(app.openapi(), name=name_of(services))).body)
+
     @app.get("/postman.json", include_in_schema=False)
-    async def postman() -> JSONResponse:
-        return JSONResponse(collection(app.openapi(), name=name_of(services)))
+    async def postman() -> Response:
+        return Response(requests(), media_type="application/json")
 
 
 def _add_guides(app: FastAPI) -> None:
