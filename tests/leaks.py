@@ -15,6 +15,7 @@ from tests.hostile import Operation
 
 PLACES = ("authorization", "cookie", "query", "path", "header", "body", "raw body")
 LOGIN_SHARE = 0.02
+"""Of all requests, how many are a login with the secret in a wrong field; each makes the server hash a password."""
 HASHING = frozenset(
     (
         "/api/auth/signup",
@@ -26,13 +27,15 @@ HASHING = frozenset(
         "/api/admin/users/{user_id}/reset-password",
     )
 )
+"""Paths that make the server hash one too."""
 HEADERS = (
     *("X-Api-Key", "Api-Key", "X-Auth-Token", "X-Access-Token", "X-Forwarded-User", "Proxy-Authorization", "From"),
     *("X-Streaming-Session-Id", "Last-Event-ID", "X-User-ID", "X-Answer-Within", "traceparent", "Accept", "Origin"),
     *("Referer", "User-Agent", "Content-Type", "Accept-Language", "If-None-Match", "X-Forwarded-For", "Forwarded"),
 )
 NAMED_BY_CLIENTS = ("X-Request-Id",)
-"""What stands there is an id that the client chose, and is logged as one; but never a token."""
+"""What stands there is an id that the client chose, and is logged as one; but never a token. (An Idempotency-Key is one
+too, and is kept as it was sent: it is not among the wrong places.)"""
 KEPT_TEXT = frozenset(
     {
         *("title", "message", "initialMessage", "notes", "name", "source", "username", "email", "service", "operation"),
