@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 NODE = Path(__file__).parent / "node"
+POSTMAN = Path(__file__).parent / "postman"
 LOCK = NODE / "package-lock.json"
 TYPESCRIPT = Path(__file__).parents[2] / "frontend" / "client"
 NODE_MIN = 20
@@ -25,10 +26,10 @@ def chromium() -> str:
     return _program(BROWSERS, ("chromium",))
 
 
-def node_folder() -> Path:
-    """A folder whose `node_modules` are those of the lock file; skips the test where node or npm cannot be had."""
-    _install_modules(NODE)
-    return NODE
+def node_folder(folder: Path = NODE) -> Path:
+    """A folder whose `node_modules` are those of its lock file; skips the test where node or npm cannot be had."""
+    _install_modules(folder)
+    return folder
 
 
 def typescript_client() -> Path:

@@ -32,10 +32,20 @@ def shell_blocks(text: str) -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def shown() -> bytes:
-    """The events that the README shows, as bytes of a stream; what it leaves out is marked with an ellipsis."""
+def answer_shown() -> str:
+    """The answer that the README shows; what it leaves out is marked with an ellipsis."""
     (block,) = re.findall(r"^```\n(HTTP/1\.1 200.*?)^```", section("A first answer"), re.MULTILINE | re.DOTALL)
-    return str(block).partition("\n\n")[2].encode() + b"\n\n"
+    return str(block)
+
+
+def shown() -> bytes:
+    """Its events, as bytes of a stream."""
+    return answer_shown().partition("\n\n")[2].encode() + b"\n\n"
+
+
+def fields(answer: str) -> list[str]:
+    """The names of its headers, in their order."""
+    return [line.partition(":")[0] for line in answer.partition("\n\n")[0].splitlines()[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +53,8 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """What each block of the first answer printed, run in one shell against a server as `make up` starts it."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / ".venv").symlink_to(sys.prefix)
-    with serving(folder / "home", "--demo") as server:
+    limits = {"REQUESTS_PER_MINUTE": "3000", "ANONYMOUS_REQUESTS_PER_MINUTE": "300"}  # as they are by default
+    with serving(folder / "home", "--demo", **limits) as server:
         blocks = [block.replace(URL, server.url) for block in shell_blocks(section("A first answer"))]
         script = "set -eu -o pipefail\n" + "printf '\\f'\n".join(blocks)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PARSHALL_")}
@@ -69,6 +80,7 @@ def test_the_walk_streams_a_whole_answer_under_an_id_that_comes_first(walk: list
     status, first, *_ = answer.splitlines()
     came = events(answer)
     assert status == "HTTP/1.1 200 OK"
+    assert fields(answer) == fields(answer_shown())
     assert first.partition(": ")[::2] == ("x-streaming-session-id", came[0].json()["streamingSessionId"])
     assert [event.event for event in came[:2]] == ["session", "model"]
     assert came[-1].event == "done" and came[-1].json()["status"] == "complete"

@@ -50,7 +50,7 @@ def test_every_command_explains_itself_with_an_example(path: tuple[str, ...], co
 
 def test_all_promised_commands_are_there() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
-        *("audit", "up", "serve", "chat", "config", "doctor", "version", "models list", "models install"),
+        *("audit", "up", "serve", "chat", "config", "doctor", "openapi", "version", "models list", "models install"),
         *(f"users {verb}" for verb in ("add", "list", "role", "passwd", "remove", "let-in")),
         *(f"credits {verb}" for verb in ("grant", "balance", "statement")),
         *(f"prices {verb}" for verb in ("load", "list", "set")),

@@ -234,7 +234,7 @@ async def test_a_valid_request_id_is_echoed(app: Edge) -> None:
     assert answer.header("X-Request-Id") == answer.problem()["requestId"] == "abc-1.2_3"
 
 
-@pytest.mark.parametrize("given", ["", "two words", "a" * 65, "caf\xe9", "a\tb", '<script>"', "a\n"])
+@pytest.mark.parametrize("given", ["", "two words", "a" * 41, "caf\xe9", "a\tb", '<script>"', "a\n"])
 async def test_any_other_request_id_is_replaced_and_never_echoed(app: Edge, given: str) -> None:
     answers = [await ask(app, "/refuse/credits", headers={"X-Request-Id": given}) for _ in range(2)]
     ids = {answer.header("X-Request-Id") or "" for answer in answers}

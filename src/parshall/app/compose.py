@@ -8,29 +8,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from fastapi_swagger import patch_fastapi
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from parshall import __version__
-from parshall.accounting.http import router as accounting_router
 from parshall.accounting.remote import RemoteAccounting
 from parshall.accounting.service import Accounting
 from parshall.app.apart import ALL, ServiceName
 from parshall.app.config import Settings
 from parshall.app.elsewhere import Elsewhere
 from parshall.app.local import only_one_of, open_database, prepare_home
-from parshall.app.page import DOCTOR_HEADERS, DOCTOR_PAGE, HOME_POLICY, api_page, browser_file, guide, home_page
 from parshall.app.parts import Parts, parts_of
 from parshall.app.people import Users
-from parshall.auth.http import router as auth_router
-from parshall.auth.http import wellknown as wellknown_router
+from parshall.app.surface import HEALTH_PATHS, name_of, surface, words_of
 from parshall.chat.catalog import Catalog
 from parshall.chat.failover import Retries
-from parshall.chat.http import router as chat_router
 from parshall.chat.http_door import Door
-from parshall.chat.http_supervision import router as supervision_router
 from parshall.chat.openings import Limits
 from parshall.chat.peers import NoPeers, Peers
 from parshall.chat.ports import Provider, StreamLog
@@ -50,15 +42,12 @@ from parshall.kernel import clock
 from parshall.kernel.credits import wire
 from parshall.kernel.database import Database, answers
 from parshall.kernel.deadlines import Deadlines
-from parshall.kernel.errors import NotFound, StartupError
+from parshall.kernel.errors import StartupError
 from parshall.kernel.http import Edge, install_errors
-from parshall.kernel.problems import PROBLEMS
 from parshall.kernel.ratelimit import RateLimit
 from parshall.kernel.tokens import TokenVerifier
 from parshall.kernel.windows import LocalWindows, SharedWindows, Windows
 
-HEALTH_PATHS = ("/health", "/api/health")
-"""Never counted: who watches a deployment must not be turned down when it is busy."""
 HEALTH_SECONDS_MAX = 2.0
 LEASE_SHARE = 0.75
 """Of the time within which a dead process's streams are adopted: the rest is for a sweep to find and to end them."""
@@ -76,15 +65,20 @@ class Chatting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """Everything that one serving process holds; `name` is that of its one service, or of all."""
+    """Everything that one serving process holds."""
 
-    name: str
+    services: frozenset[ServiceName]
     parts: Parts
     chatting: Chatting | None
     verifier: TokenVerifier
     readers: set[Reading]
     limit: RateLimit
     settings: Settings
+
+    @property
+    def name(self) -> str:
+        """That of its one service, or of all."""
+        return name_of(self.services)
 
 
 @asynccontextmanager
@@ -106,7 +100,7 @@ async def system(settings: Settings, services: frozenset[ServiceName] = ALL) -> 
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)
         yield System(
-            name="parshall" if services == ALL else min(services).value,
+            services=services,
             parts=parts,
             chatting=chatting,
             verifier=verifier,
@@ -149,96 +143,31 @@ async def _chatting(settings: Settings, parts: Parts, stack: AsyncExitStack) -> 
 
 def application(built: System) -> ASGIApp:
     """The ASGI application over a system, with its services under /api."""
-    app = FastAPI(
-        title="Parshall" if built.name == "parshall" else f"Parshall {built.name}",
-        version=__version__,
-        summary="Metered AI streams: login, chat, Server-Sent Events and prepaid credits that never drift.",
-        openapi_url="/openapi.json",
-        docs_url=None,
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
-        responses=PROBLEMS,
-        redirect_slashes=False,  # a redirect says what Host said, and over plain HTTP
-    )
-    _add_pages(app)
-    patch_fastapi(app, redirect_from_root_to_docs=False)  # its files for /docs: it must work offline
+    app = surface(built.services)
+    app.state.service = built.name
+    app.state.down = partial(_down, built)
     app.state.verifier = built.verifier
     app.state.readers = built.readers
     app.state.allowed_origins = frozenset(built.settings.allowed_origins)
     app.state.on_disconnect = built.settings.on_disconnect
     install_errors(app)
     _add_services(app, built)
-    _add_operations(app, built)
     served: ASGIApp = Door(app) if built.chatting else Deadlines(app)
-    return Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit)
-
-
-def _add_pages(app: FastAPI) -> None:
-    page, policy = api_page()
-
-    @app.get("/", include_in_schema=False)
-    async def home() -> HTMLResponse:
-        return HTMLResponse(home_page(version=__version__), headers={"Content-Security-Policy": HOME_POLICY})
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+    return Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit, words=words_of(app))
 
 
 def _add_services(app: FastAPI, built: System) -> None:
-    parts, routers = built.parts, []
+    parts = built.parts
     if parts.local_auth is not None:
         app.state.auth = parts.local_auth
         app.state.elsewhere = Elsewhere(built.settings, together=app if built.chatting else None)
-        routers += [auth_router, wellknown_router]
     if parts.local_accounting is not None:
         app.state.accounting = parts.local_accounting
-        routers += [accounting_router]
     if built.chatting is not None:
         assert parts.accounting is not None
         app.state.chat = built.chatting.service
         app.state.supervision = built.chatting.supervision
         app.state.price_of = _Prices(parts.accounting).of
-        routers += [chat_router, supervision_router]
-    for router in routers:
-        app.include_router(router)
-
-
-def _add_operations(app: FastAPI, built: System) -> None:
-    @app.get("/documentation/{name}", response_class=PlainTextResponse, include_in_schema=False)
-    async def documentation(name: str) -> str:
-        text = guide(name)
-        if text is None:
-            raise NotFound("There is no such guide; the page at / lists them.")
-        return text
-
-    @app.get("/doctor", include_in_schema=False)
-    @app.get("/doctor/{name}", include_in_schema=False)
-    async def doctor(name: str = DOCTOR_PAGE) -> Response:
-        found = browser_file(name)
-        if found is None:
-            raise NotFound("There is no such file; the page is at /doctor.")
-        content, media_type = found
-        return Response(content, media_type=media_type, headers=DOCTOR_HEADERS)
-
-    async def health(request: Request) -> JSONResponse:
-        """Whether this process can serve; 503 names what is down."""
-        down = await _down(built)
-        body: dict[str, Any] = {
-            "status": "unavailable" if down else "ok",
-            "service": built.name,
-            "version": request.app.version,
-            "timestamp": clock.rfc3339(clock.now()),
-        }
-        return JSONResponse(body | ({"down": down} if down else {}), status_code=503 if down else 200)
-
-    for path in HEALTH_PATHS:
-        app.get(path, tags=["operations"])(health)
-
-    @app.get("/api/version", tags=["operations"])
-    async def version() -> dict[str, str]:
-        """The version that runs."""
-        return {"service": built.name, "version": __version__}
 
 
 async def _down(built: System) -> list[str]:

@@ -6,7 +6,7 @@ import struct
 from typing import ClassVar
 
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS, Arrival
-from parshall.kernel.headers import loggable
+from parshall.kernel.headers import LOGGED_PATH
 from parshall.kernel.pushing import TAKES
 from parshall.kernel.telemetry import log
 
@@ -84,7 +84,7 @@ class Connection(Arrival):
         elif self._waiting - unsent >= self.buffer_bytes:
             self._watch()
         else:
-            _logger.info("connection_cut", path=loggable(self.scope["path"]), unsent_bytes=unsent)
+            _logger.info("connection_cut", path=self.scope.get(LOGGED_PATH), unsent_bytes=unsent)
             own: socket.socket = self.transport.get_extra_info("socket")
             own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)  # else the kernel keeps what nobody reads
             self.transport.abort()

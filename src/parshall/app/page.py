@@ -13,6 +13,7 @@ _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _ORDER = (
     "RECORDING.md",
     "PROTOCOL.md",
+    "SESSIONS.md",
     "CLIENTS.md",
     "EVENTS.md",
     "CONFIGURATION.md",
@@ -40,7 +41,8 @@ _PAGE = """<!doctype html>
 <p>Metered AI streams: this server keeps users, chat sessions and prepaid credits, streams answers as
 Server-Sent Events, and charges exactly what was used.</p>
 <ul>
-  <li><a href="/docs">API documentation</a>, and the <a href="/openapi.json">OpenAPI document</a> behind it</li>
+  <li><a href="/docs">API documentation</a>, and the <a href="/openapi.json">OpenAPI document</a> behind it; the same as
+  <a href="/postman.json">a collection for Postman</a></li>
   <li><a href="/health">Health</a> of this server</li>
   <li><a href="/doctor">Doctor</a>: what a script in this browser can send and read, through whatever is in front</li>
   <li>Documentation: {guides}</li>

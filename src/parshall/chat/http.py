@@ -7,7 +7,15 @@ from fastapi.responses import JSONResponse
 
 from parshall.chat import wire
 from parshall.chat.http_silence import silence_router
-from parshall.chat.http_streams import Asked, ChatService, SessionIdPath, ask_stream, read_to_end, streams_router
+from parshall.chat.http_streams import (
+    CARRIES_ID,
+    Asked,
+    ChatService,
+    SessionIdPath,
+    ask_stream,
+    read_to_end,
+    streams_router,
+)
 from parshall.chat.model import PER_PAGE_MAX, receipt
 from parshall.chat.ports import ModelCard
 from parshall.kernel.bodies import StrictRoute
@@ -74,7 +82,7 @@ async def list_messages(session_id: SessionIdPath, user: User, chat: ChatService
     return {"messages": [message.wire() for message in conversation.messages]}
 
 
-@router.post("/chat/sessions/{session_id}/messages")
+@router.post("/chat/sessions/{session_id}/messages", responses=CARRIES_ID)
 async def send_message(
     request: Request, session_id: SessionIdPath, asked: Annotated[Asked, Depends(ask_stream)], chat: ChatService
 ) -> JSONResponse:

@@ -18,7 +18,7 @@ from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.errors import Invalid
 from parshall.kernel.headers import STREAM_ID_HEADER, stream_headers
 from parshall.kernel.http import User
-from parshall.kernel.ids import SessionId, StreamId
+from parshall.kernel.ids import STREAM_ID_PATTERN, SessionId, StreamId
 from parshall.kernel.pushing import push_of
 from parshall.kernel.telemetry import bind
 from parshall.kernel.tokens import Principal
@@ -37,6 +37,19 @@ async def _service(request: Request) -> Chat:
 ChatService = Annotated[Chat, Depends(_service)]
 SessionIdPath = Annotated[SessionId, Path(pattern=r"^[0-9a-f]{32}$")]
 ProposedId = Annotated[str | None, Header(alias=STREAM_ID_HEADER)]
+
+CARRIES_ID: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            STREAM_ID_HEADER: {
+                "description": "The id of the stream, before every other header; on a stream event 1 has it too.",
+                "required": True,
+                "schema": {"type": "string", "pattern": STREAM_ID_PATTERN},
+            }
+        }
+    }
+}
+"""What the OpenAPI document says of answers about one stream."""
 
 
 class MalformedOffset(Invalid):
@@ -147,7 +160,9 @@ async def read_to_end(request: Request, reader: Reader) -> None:
         reader.leave()
 
 
-@streams_router.post("/chat/sessions/{session_id}/stream", response_class=StreamResponse, status_code=200)
+@streams_router.post(
+    "/chat/sessions/{session_id}/stream", response_class=StreamResponse, status_code=200, responses=CARRIES_ID
+)
 async def stream_answer(
     request: Request, asked: Annotated[Asked, Depends(ask_stream)], chat: ChatService, after: Offset
 ) -> Response:
@@ -159,7 +174,7 @@ async def stream_answer(
     "/chat/streams/{stream_id}",
     response_class=StreamResponse,
     status_code=200,
-    responses={200: {"content": {"application/json": {}}}},
+    responses={200: {"content": {"application/json": {}}, **CARRIES_ID[200]}},
 )
 async def resume_stream(request: Request, stream_id: str, user: User, chat: ChatService, after: Offset) -> Response:
     """Read a stream from an offset, live or ended; with `Accept: application/json`, its state and receipt."""
@@ -171,7 +186,7 @@ async def resume_stream(request: Request, stream_id: str, user: User, chat: Chat
     return StreamResponse(request, stream.id, await chat.attach(stream.id, after=after))
 
 
-@streams_router.post("/chat/streams/{stream_id}/stop")
+@streams_router.post("/chat/streams/{stream_id}/stop", responses=CARRIES_ID)
 async def stop_stream(stream_id: str, user: User, chat: ChatService) -> JSONResponse:
     """End a stream now; what was generated is kept and charged. Stopping an ended stream gives its receipt."""
     stream = await chat.stream(stream_id, caller=user)

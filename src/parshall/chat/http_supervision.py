@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from parshall.chat import wire
-from parshall.chat.http_streams import Offset, SessionIdPath, StreamResponse
+from parshall.chat.http_streams import CARRIES_ID, Offset, SessionIdPath, StreamResponse
 from parshall.chat.model import PER_PAGE_MAX
 from parshall.chat.observations import OBSERVATIONS_PER_PAGE_MAX, Observation
 from parshall.chat.observer import Observer
@@ -62,7 +62,9 @@ class ObserveResponse(StreamResponse):
             _logger.warning("observation_end_not_kept", observation=self._observation.id, reason=error.detail)
 
 
-@router.get("/chat/sessions/{session_id}/observe", response_class=ObserveResponse, status_code=200)
+@router.get(
+    "/chat/sessions/{session_id}/observe", response_class=ObserveResponse, status_code=200, responses=CARRIES_ID
+)
 async def observe_session(
     request: Request, session_id: SessionIdPath, caller: Supervisor, supervision: SupervisionService, after: Offset
 ) -> Response:

@@ -15,6 +15,7 @@ from parshall.cli import (
     events,
     keys,
     models,
+    openapi,
     organisations,
     prices,
     services,
@@ -37,6 +38,7 @@ app.command(name="audit")(audit.audit)
 app.command(name="chat")(chat.chat)
 app.command(name="config")(config.config)
 app.command(name="doctor")(doctor.doctor)
+app.command(name="openapi")(openapi.openapi)
 
 
 @app.callback(invoke_without_command=True)

@@ -4,7 +4,9 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+
+from parshall.kernel.ids import STREAM_ID_PATTERN
 
 STREAM_ID_HEADER = "X-Streaming-Session-Id"
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -28,7 +30,12 @@ ALLOWED = (
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _SECRET = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "api-key"})
-_LONG = re.compile(r"(?<![\w.-])(?!stream-[0-9])[\w.-]{40,}")
+_OUR_ID = re.compile(
+    r"[0-9a-f]{16}(?:[0-9a-f]{16})?\Z|" + STREAM_ID_PATTERN.removeprefix("^").removesuffix("$") + r"\Z"
+)
+_SEGMENTS_MAX = 16
+LOGGED_PATH = "parshall.logged_path"
+"""Where the ASGI scope keeps the path of a request as logs may show it."""
 _FINGERPRINT_KEY = secrets.token_bytes(32)
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -67,9 +74,10 @@ def redact(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: _fingerprint(value) if name.lower() in _SECRET else value for name, value in headers.items()}
 
 
-def loggable(path: str) -> str:
-    """The path fit for a log: what is as long as our tokens, keys and codes are is left out; ids of streams stay."""
-    return _LONG.sub("…", path)
+def loggable(path: str, words: Collection[str]) -> str:
+    """The path fit for a log: words of our own paths and ids stay, all else may be a secret and is left out."""
+    segments = path.split("/", _SEGMENTS_MAX)
+    return "/".join(part if part in words or not part or _OUR_ID.match(part) else "…" for part in segments)
 
 
 def _fingerprint(value: str) -> str:

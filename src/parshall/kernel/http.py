@@ -5,7 +5,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Annotated, Any
@@ -33,7 +33,8 @@ from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import Principal, Role, presented_token
 
 BODY_BYTES_MAX = 1024 * 1024
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,40}\Z")
+"""No longer, for it is logged and our tokens have 43 characters and more."""
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,15}\Z")
 _TOO_LARGE = f"The body may have at most {BODY_BYTES_MAX} bytes; send less."
 _logger = log("http")
@@ -208,9 +209,20 @@ def _date(seconds: int) -> str:
 class Edge:
     """The outermost ASGI layer: request id, log context, CORS, rate and body limit, and a 500 that leaks nothing."""
 
-    def __init__(self, app: ASGIApp, *, allowed_origins: Iterable[str] = (), limit: RateLimit | None = None) -> None:
-        """`allowed_origins` are exact origins such as `https://chat.example.org`; without `limit` all may call."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        allowed_origins: Iterable[str] = (),
+        limit: RateLimit | None = None,
+        words: Collection[str] = frozenset(),
+    ) -> None:
+        """`allowed_origins` are exact origins such as `https://chat.example.org`; without `limit` all may call.
+
+        `words` are the fixed parts of paths: all that logs show of a path, beside ids.
+        """
         self._app = app
+        self._words = words
         self._origins = frozenset(allowed_origins)
         self._limit = limit
 
@@ -222,6 +234,7 @@ class Edge:
         headers = Headers(scope=scope)
         given = headers.get(names.REQUEST_ID_HEADER, "")
         request_id = scope["request_id"] = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+        scope[names.LOGGED_PATH] = names.loggable(scope["path"], self._words)
         structlog.contextvars.clear_contextvars()
         trace_id = trace.begin(headers.get(trace.TRACEPARENT_HEADER, ""))
         structlog.contextvars.bind_contextvars(request_id=request_id, trace=trace_id)
@@ -241,10 +254,10 @@ class Edge:
         except asyncio.CancelledError:
             raise
         except Exception:
-            _logger.exception("request_failed", path=names.loggable(exchange.scope["path"]))
+            _logger.exception("request_failed", path=exchange.scope[names.LOGGED_PATH])
             await exchange.refuse(500, "internal_error", ParshallError.default)
         finally:
-            method, path = exchange.scope["method"], names.loggable(exchange.scope["path"])
+            method, path = exchange.scope["method"], exchange.scope[names.LOGGED_PATH]
             milliseconds = round((time.perf_counter() - began) * 1000, 1)
             _logger.info("request", method=method, path=path, status=exchange.status, milliseconds=milliseconds)
 
