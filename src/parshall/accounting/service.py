@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from parshall.accounting import changes, ended, metered, queries, queries_organisations, repriced
 from parshall.accounting.announcements import Policy
+from parshall.accounting.audit.totals import accounts_that_disagree
 from parshall.accounting.books import Books
 from parshall.accounting.changes import Terms
 from parshall.accounting.combine import Combiner, Operation
@@ -85,6 +86,10 @@ class Accounting:
     async def answer(self) -> None:
         """Raises unless the books can be read."""
         await answers(self._database)
+
+    async def accounts_that_disagree(self) -> int:
+        """How many accounts do not hold what is kept of their grants, reservations and newest transfer (M1)."""
+        return await self._database.read(accounts_that_disagree)
 
     async def close(self) -> None:
         """Finish what is under way and close the database."""

@@ -15,14 +15,16 @@ from starlette.types import ASGIApp
 
 from parshall import __version__
 from parshall.accounting.http import router as accounting_router
-from parshall.accounting.remote import RemoteAccounting
-from parshall.accounting.service import Accounting
 from parshall.app.apart import ALL, ServiceName
 from parshall.app.config import Settings
 from parshall.app.local import only_one_of, open_database, prepare_home
 from parshall.app.page import DOCTOR_HEADERS, DOCTOR_PAGE, HOME_POLICY, api_page, browser_file, guide, home_page
 from parshall.app.parts import Parts, parts_of
 from parshall.app.people import Users
+from parshall.app.prices import ShownPrices
+from parshall.app.scrape import PATH as METRICS_PATH
+from parshall.app.scrape import metrics_router
+from parshall.app.watch import Watch
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
 from parshall.chat.catalog import Catalog
@@ -46,7 +48,6 @@ from parshall.chat.streams.peers import SharedPeers
 from parshall.chat.streams.shared import SharedStreamLog
 from parshall.chat.supervision import Supervision
 from parshall.kernel import clock
-from parshall.kernel.credits import wire
 from parshall.kernel.database import Database, answers
 from parshall.kernel.deadlines import Deadlines
 from parshall.kernel.errors import NotFound, StartupError
@@ -57,6 +58,7 @@ from parshall.kernel.tokens import TokenVerifier
 from parshall.kernel.windows import LocalWindows, SharedWindows, Windows
 
 HEALTH_PATHS = ("/health", "/api/health")
+WATCHED_PATHS = (*HEALTH_PATHS, METRICS_PATH)
 """Never counted: who watches a deployment must not be turned down when it is busy."""
 HEALTH_SECONDS_MAX = 2.0
 LEASE_SHARE = 0.75
@@ -84,6 +86,7 @@ class System:
     readers: set[Reading]
     limit: RateLimit
     settings: Settings
+    watch: Watch
 
 
 @asynccontextmanager
@@ -98,14 +101,21 @@ async def system(settings: Settings, services: frozenset[ServiceName] = ALL) -> 
         verifier = TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now, exchange=parts.exchange)
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)
+        readers: set[Reading] = set()
         yield System(
             name="parshall" if services == ALL else min(services).value,
             parts=parts,
             chatting=chatting,
             verifier=verifier,
-            readers=set(),
+            readers=readers,
             limit=_rate_limit(settings, windows, verifier),
             settings=settings,
+            watch=Watch(
+                chat=None if chatting is None else chatting.service,
+                accounting=parts.local_accounting,
+                readers=readers,
+                clock=clock.now,
+            ),
         )
 
 
@@ -163,7 +173,7 @@ def application(built: System) -> ASGIApp:
     _add_services(app, built)
     _add_operations(app, built)
     served: ASGIApp = Door(app) if built.chatting else Deadlines(app)
-    return Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit)
+    return Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit, service=built.name)
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -190,7 +200,7 @@ def _add_services(app: FastAPI, built: System) -> None:
         assert parts.accounting is not None
         app.state.chat = built.chatting.service
         app.state.supervision = built.chatting.supervision
-        app.state.price_of = _Prices(parts.accounting).of
+        app.state.price_of = ShownPrices(parts.accounting).of
         routers += [chat_router, supervision_router]
     for router in routers:
         app.include_router(router)
@@ -224,6 +234,7 @@ def _add_operations(app: FastAPI, built: System) -> None:
         }
         return JSONResponse(body | ({"down": down} if down else {}), status_code=503 if down else 200)
 
+    app.include_router(metrics_router(token=built.settings.metrics_token, look=built.watch.look))
     for path in HEALTH_PATHS:
         app.get(path, tags=["operations"])(health)
 
@@ -260,25 +271,6 @@ def _checks(built: System) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]
         yield "stream log", built.chatting.stream_log.check
 
 
-class _Prices:
-    """What a model costs, in the form that the model list shows."""
-
-    def __init__(self, accounting: Accounting | RemoteAccounting) -> None:
-        self._accounting = accounting
-
-    async def of(self, model_id: str) -> dict[str, Any]:
-        """Credits per million tokens of a model."""
-        version = await self._accounting.prices.in_force(model_id)
-        price = version.price
-        return {
-            "input": wire(price.input),
-            "cachedInput": wire(price.cached_input),
-            "output": wire(price.output),
-            "reasoning": wire(price.reasoning),
-            "per": "million tokens",
-        }
-
-
 async def _stream_log(settings: Settings, owner: str) -> tuple[StreamLog, Peers]:
     """The log, and who else writes to it. Raises StartupError."""
     if settings.stream_log_url is None:
@@ -308,7 +300,7 @@ def _rate_limit(settings: Settings, windows: Windows, verifier: TokenVerifier) -
         verifier=verifier,
         per_user=settings.requests_per_minute,
         per_address=settings.anonymous_requests_per_minute,
-        exempt=HEALTH_PATHS,
+        exempt=WATCHED_PATHS,
     )
 
 

@@ -7,12 +7,14 @@ synchronous=NORMAL (it survives a kill of the process) and checkpointed by a sec
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, Lease, LeaseLost, LogUnavailable
 from parshall.chat.streams.tail import FeedTail, Live
+from parshall.kernel import metrics
 from parshall.kernel.clock import Clock
 from parshall.kernel.errors import StartupError
 from parshall.kernel.ids import StreamId
@@ -60,6 +62,7 @@ class LocalStreamLog:
         self._clock = clock
         self._live: dict[StreamId, _Kept] = {}
         self._pending: list[_Append] = []
+        self._pending_since = 0.0
         self._reading = threading.Lock()
         try:
             self._writer = _connect(path)
@@ -124,6 +127,7 @@ class LocalStreamLog:
         loop = asyncio.get_running_loop()
         kept: asyncio.Future[None] = loop.create_future()
         if not self._pending:
+            self._pending_since = time.perf_counter()
             loop.call_soon(self._flush)
         self._pending.append(_Append(live, frames, first_offset, kept))
         await kept
@@ -198,6 +202,7 @@ class LocalStreamLog:
         except sqlite3.Error as error:
             self._refuse(pending, error)
             return
+        metrics.log_append_seconds.observe(time.perf_counter() - self._pending_since)
         for append in pending:
             append.live.publish(append.frames)
             if not append.kept.done():

@@ -1,0 +1,41 @@
+"""`GET /metrics`, for a scraper with the deployment's token and for administrators; never by where it comes from."""
+
+import hmac
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
+
+from parshall.kernel import metrics
+from parshall.kernel.bodies import StrictRoute
+from parshall.kernel.http import current_principal
+from parshall.kernel.tokens import Role, presented_token
+
+PATH = "/metrics"
+
+_documented = HTTPBearer(auto_error=False, description="PARSHALL_METRICS_TOKEN, or an administrator's accessToken.")
+
+
+def metrics_router(*, token: SecretStr | None, look: Callable[[], None]) -> APIRouter:
+    """The route. Without a `token` administrators alone may scrape; `look` brings up to date what is not counted."""
+    router = APIRouter(tags=["operations"], route_class=StrictRoute)
+
+    @router.get(PATH, response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def scrape(
+        request: Request, _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_documented)]
+    ) -> Response:
+        """Metrics as Prometheus reads them, of every process on this port."""
+        if token is None or not _is(presented_token(request), token):
+            (await current_principal(request)).require(Role.ADMIN)
+        look()
+        content, media_type = metrics.exposition(request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
+
+    return router
+
+
+def _is(presented: str, token: SecretStr) -> bool:
+    """Whether that is the token; how long it takes to see tells nothing of it."""
+    return hmac.compare_digest(presented.encode(), token.get_secret_value().encode())
