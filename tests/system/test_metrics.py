@@ -1,11 +1,15 @@
 """`GET /metrics` of a running server: what happened is what is told, to those who may know, in bounded series."""
 
+import http.client
 import random
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
+from tests.nginx import binary, nginx
 from tests.scraping import TOKEN, Scraped, scrape
 from tests.serving import Caller, Server, serving, stream_id_of, upstream
 
@@ -67,6 +71,25 @@ def test_a_scraper_chooses_the_format_and_is_not_counted_among_callers(server: S
     assert open_metrics.text.endswith("# EOF\n")
     assert "ratelimit" not in plain.headers
     assert httpx2.post(f"{server.url}/metrics", headers=headers).status_code == 405
+
+
+@pytest.mark.skipif(binary() is None, reason="nginx is not there: the committed configuration is NOT tested")
+def test_outside_of_the_committed_nginx_there_are_no_metrics_however_they_are_called(
+    server: Server, tmp_path: Path
+) -> None:
+    with nginx(tmp_path, server.url, {}) as front:
+        address = front.urls["right"].removeprefix("https://")
+        host, _, port = address.partition(":")
+        trusted = ssl.create_default_context(cafile=front.ca_file)
+        answers = {}
+        for path in ("/metrics", "//metrics", "/%6Detrics", "/x/../metrics", "/metrics?a=b", "/metrics/", "/health"):
+            connection = http.client.HTTPSConnection(host, int(port), context=trusted, timeout=10)
+            connection.request("GET", path, headers={"Authorization": f"Bearer {TOKEN}"})
+            answer = connection.getresponse()
+            answers[path] = (answer.status, b"parshall_" in answer.read())
+            connection.close()
+    assert answers.pop("/health") == (200, False)
+    assert set(answers.values()) == {(404, False)}, answers
 
 
 # ── What happened ───────────────────────────────────────────────────────────────────────────────────────────────────
