@@ -17,6 +17,7 @@ _ORDER = (
     "EVENTS.md",
     "CONFIGURATION.md",
     "OPERATIONS.md",
+    "OBSERVABILITY.md",
     "DOCTOR.md",
     "TROUBLESHOOTING.md",
     "ARCHITECTURE.md",
