@@ -1,5 +1,6 @@
 """`GET /metrics`, for a scraper with the deployment's token and for administrators; never by where it comes from."""
 
+import asyncio
 import hmac
 from collections.abc import Callable
 from typing import Annotated
@@ -30,7 +31,8 @@ def metrics_router(*, token: SecretStr | None, look: Callable[[], None]) -> APIR
         if token is None or not _is(presented_token(request), token):
             (await current_principal(request)).require(Role.ADMIN)
         look()
-        content, media_type = metrics.exposition(request.headers.get("accept", ""))
+        accept = request.headers.get("accept", "")
+        content, media_type = await asyncio.to_thread(metrics.exposition, accept)  # it may read the files of workers
         return Response(content, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
 
     return router
