@@ -186,6 +186,10 @@ def test_nothing_is_imported_or_made_where_nobody_asks_for_traces(monkeypatch: p
     [
         ({}, r"install parshall\[otel\]"),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http/protobuf alone"),
+        (
+            {"OTEL_EXPORTER_OTLP_HEADERS": "api-key=1,Bearer secret"},
+            r"^OTEL_EXPORTER_OTLP_HEADERS is not a list [^1]*$",
+        ),
     ],
 )
 def test_what_keeps_traces_from_being_exported_keeps_the_server_from_starting(

@@ -5,6 +5,7 @@ wait in a bounded queue, what does not fit is dropped, and the end of the proces
 """
 
 import os
+import re
 import secrets
 import threading
 import uuid
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
+HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+_HEADER = re.compile(r"\s*[\w!#$%&'*+.^`|~-]+\s*=[ !#-+\--:<-\[\]-~]*", re.ASCII)
 FLUSH_SECONDS_MAX = 2.0
 """What the end of the process may wait for spans that are still to be sent."""
 
@@ -58,6 +61,7 @@ def _provider(service: str) -> "TracerProvider":
     asked = next(filter(None, map(os.environ.get, PROTOCOLS)), PROTOCOL)
     if asked != PROTOCOL:
         raise StartupError(f"Traces are exported by {PROTOCOL} alone; set {PROTOCOLS[1]} to that, or unset it.")
+    _check_headers()
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -76,6 +80,14 @@ def _provider(service: str) -> "TracerProvider":
     except ValueError as error:
         raise StartupError(f"A variable of OpenTelemetry is wrong: {error}; correct or unset it.") from error
     return provider
+
+
+def _check_headers() -> None:
+    """Headers hold secrets, and the library logs those that it cannot read. Raises StartupError."""
+    for variable in HEADERS:
+        parts = filter(str.strip, os.environ.get(variable, "").split(","))
+        if not all(map(_HEADER.fullmatch, parts)):
+            raise StartupError(f"{variable} is not a list of name=value with commas; correct or unset it.")
 
 
 def _flush(provider: "TracerProvider") -> None:
