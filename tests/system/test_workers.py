@@ -86,6 +86,7 @@ def ready(server: Server) -> int:
     return sum("listens on" in line for line in server.output[last + 1 :]) + (2 if last < 0 else 1)
 
 
+@pytest.mark.timeout(240)
 def test_metrics_are_those_of_all_workers_of_which_dead_ones_leave_what_they_have_counted(
     tmp_path: Path, shared: dict[str, str]
 ) -> None:
