@@ -105,12 +105,15 @@ def test_what_the_caller_does_not_sample_is_not_exported_and_what_begins_here_is
 ) -> None:
     unsampled, sampled = "0af7651916cd43dd8448eb211c8031a0", "0af7651916cd43dd8448eb211c8031a1"
     session = alice.session()
+    scrape(alice.url)
+    alice.get("/health")
     alice.ask(session, "fake-n1", headers={"traceparent": f"00-{unsampled}-{CALLER_SPAN}-00"})
     alice.ask(session, "fake-n1", headers={"traceparent": f"00-{sampled}-{CALLER_SPAN}-01"})
     receiver.trace(sampled, has_all)
     assert not [span for span in receiver.spans if span.trace_id == unsampled]
     roots = [span for span in receiver.spans if not span.parent and span.name == "POST /api/chat/sessions"]
     assert roots, "a request without a trace begins one"
+    assert not [span for span in receiver.spans if span.name in ("GET /metrics", "GET /health")]
 
 
 def test_what_waits_for_accounting_is_told_by_chat_and_by_no_other_service(server: Server, alice: Caller) -> None:

@@ -22,7 +22,6 @@ from parshall.app.page import DOCTOR_HEADERS, DOCTOR_PAGE, HOME_POLICY, api_page
 from parshall.app.parts import Parts, parts_of
 from parshall.app.people import Users
 from parshall.app.prices import ShownPrices
-from parshall.app.scrape import PATH as METRICS_PATH
 from parshall.app.scrape import metrics_router
 from parshall.app.watch import Watch
 from parshall.auth.http import router as auth_router
@@ -54,12 +53,11 @@ from parshall.kernel.errors import NotFound, StartupError
 from parshall.kernel.http import Edge, install_errors
 from parshall.kernel.problems import PROBLEMS
 from parshall.kernel.ratelimit import RateLimit
+from parshall.kernel.requests import WATCHED_PATHS
 from parshall.kernel.tokens import TokenVerifier
 from parshall.kernel.windows import LocalWindows, SharedWindows, Windows
 
 HEALTH_PATHS = ("/health", "/api/health")
-WATCHED_PATHS = (*HEALTH_PATHS, METRICS_PATH)
-"""Never counted: who watches a deployment must not be turned down when it is busy."""
 HEALTH_SECONDS_MAX = 2.0
 LEASE_SHARE = 0.75
 """Of the time within which a dead process's streams are adopted: the rest is for a sweep to find and to end them."""
@@ -300,7 +298,7 @@ def _rate_limit(settings: Settings, windows: Windows, verifier: TokenVerifier) -
         verifier=verifier,
         per_user=settings.requests_per_minute,
         per_address=settings.anonymous_requests_per_minute,
-        exempt=WATCHED_PATHS,
+        exempt=WATCHED_PATHS,  # who watches a deployment must not be turned down when it is busy
     )
 
 

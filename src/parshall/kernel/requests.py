@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 from starlette.types import Scope
@@ -10,6 +10,8 @@ from starlette.types import Scope
 from parshall.kernel import metrics, trace
 from parshall.kernel.headers import METHODS
 
+WATCHED_PATHS = ("/health", "/api/health", "/metrics")
+"""Asked every few seconds by machines: never limited, and never traced, which would bury what people ask."""
 TEMPLATE = "parshall.route"
 """Where the ASGI scope names the route of a request that the framework does not see."""
 NO_ROUTE = "none"
@@ -32,7 +34,8 @@ def counted(exchange: Answered, *, service: str) -> Iterator[None]:
     """Count the request that the block serves, and make a span of it."""
     began, scope = time.perf_counter(), exchange.scope
     method = scope["method"] if scope["method"] in (*METHODS, "HEAD") else metrics.OTHER
-    with trace.span(method, "server", attributes={"http.request.method": method}):
+    watching = scope["path"] in WATCHED_PATHS
+    with nullcontext() if watching else trace.span(method, "server", attributes={"http.request.method": method}):
         try:
             yield
         finally:
