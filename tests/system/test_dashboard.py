@@ -1,6 +1,5 @@
 """The dashboard and the alerts that are delivered: they ask for what there is, and are raised when they should be."""
 
-import functools
 import json
 import re
 import subprocess
@@ -27,11 +26,13 @@ OF_PROMETHEUS = {"up", "job", "instance", "le"}
 COLUMNS = 24
 
 
-@functools.cache
-def promtool() -> str | None:
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """Sought when it is needed, for it may have to be installed first."""
     found = had(("promtool",), ("prometheus",))
     if found is None:
         warnings.warn("promtool is not there and could not be installed: alerts are NOT tried", stacklevel=1)
+        pytest.skip("promtool is not there: alerts are NOT tried")
     return found
 
 
@@ -108,8 +109,7 @@ def test_every_alert_says_what_is_wrong_and_where_it_is_said_what_to_do() -> Non
         assert alert["annotations"]["runbook"] == f"docs/OBSERVABILITY.md#{alert['alert'].lower()}"
 
 
-@pytest.mark.skipif(promtool() is None, reason="promtool is not there: alerts are NOT tried")
-def test_alerts_are_raised_when_they_should_be_and_every_expression_is_one(tmp_path: Path) -> None:
+def test_alerts_are_raised_when_they_should_be_and_every_expression_is_one(tmp_path: Path, promtool: str) -> None:
     asked = {"groups": [{"name": "asked", "rules": []}]}
     for number, expression in enumerate(expressions().values()):
         asked["groups"][0]["rules"].append({"record": f"asked:{number}", "expr": expression})  # type: ignore[attr-defined]
@@ -120,7 +120,7 @@ def test_alerts_are_raised_when_they_should_be_and_every_expression_is_one(tmp_p
         ("check", "config", "--syntax-only", "prometheus.yaml"),
         ("test", "rules", "alerts_test.yaml"),
     ):
-        ran = subprocess.run([str(promtool()), *arguments], cwd=RULES, capture_output=True, text=True, timeout=60)
+        ran = subprocess.run([promtool, *arguments], cwd=RULES, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stdout + ran.stderr
     tried = (RULES / "alerts_test.yaml").read_text(encoding="utf-8")
     assert [alert["alert"] for alert in ALERTS if f'alertname="{alert["alert"]}"' not in tried] == []
