@@ -109,6 +109,7 @@ def test_every_alert_says_what_is_wrong_and_where_it_is_said_what_to_do() -> Non
         assert alert["annotations"]["runbook"] == f"docs/OBSERVABILITY.md#{alert['alert'].lower()}"
 
 
+@pytest.mark.timeout(660)  # it may have to be installed
 def test_alerts_are_raised_when_they_should_be_and_every_expression_is_one(tmp_path: Path, promtool: str) -> None:
     asked = {"groups": [{"name": "asked", "rules": []}]}
     for number, expression in enumerate(expressions().values()):
