@@ -18,7 +18,7 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 AUDIENCE = "https://parshall.example.org"
 CLIENT = "parshall-pages"
 SECRET = "s3cret/of:the client"
-LEFT_OUT = object()
+LEFT_OUT = "left out"
 
 
 class OpenIdProvider:

@@ -105,6 +105,7 @@ PATHS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/api/admin/users/{user_id}/reset-password": (ADMIN, {"newPassword": "long-enough"}),
     "/api/streaming-sessions/active/all": (ADMIN, None),
     "/api/chat/observations": (ADMIN, None),
+    "/metrics": (ADMIN, None),
 }
 """Every path, who may, and a body that is in order. A path that is not here fails the test: say whose it is."""
 ALSO = {"GET /api/prices": OWN}

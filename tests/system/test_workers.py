@@ -10,6 +10,7 @@ import psutil
 import pytest
 from tests.ledgers import check_ledger
 from tests.replicas import check_world
+from tests.scraping import TOKEN, scrape
 from tests.scripted import Script
 from tests.serving import Server, serving, stream_id_of, text_of, upstream
 from tests.system.test_process import begin, failing
@@ -83,6 +84,38 @@ def ready(server: Server) -> int:
     """How many workers have said that they answer, since the last one was killed."""
     last = max((index for index, line in enumerate(server.output) if line.startswith("--")), default=-1)
     return sum("listens on" in line for line in server.output[last + 1 :]) + (2 if last < 0 else 1)
+
+
+@pytest.mark.timeout(240)
+def test_metrics_are_those_of_all_workers_of_which_dead_ones_leave_what_they_have_counted(
+    tmp_path: Path, shared: dict[str, str]
+) -> None:
+    with serving(tmp_path, "--workers", "2", METRICS_TOKEN=TOKEN, DRAIN_SECONDS="0.5", **shared) as server:
+        until(lambda: any("2 workers serve" in line for line in server.output))
+        alice = server.customer("alice")
+        for _ in range(8):
+            caller = server.user("alice", "alice-password")  # a connection of its own: to either worker
+            caller.ask(caller.session(), "fake-n5")
+        counted = [scrape(server.url) for _ in range(6)]  # each likewise
+        assert {each.sum("parshall_streams_ended_total", outcome="completed") for each in counted} == {8}
+        assert {each.sum("parshall_tokens_total", model="fake", direction="output") for each in counted} == {40}
+        reading = begin(alice, alice.session(), ID, "fake-n900-ms10-nousage")
+        reading.has_chunks(5)
+        until(lambda: scrape(server.url).sum("parshall_open_streams") == 1)
+        workers = workers_of(server)
+        for worker in workers:
+            worker.kill()
+        until(lambda: not any(worker.is_running() for worker in workers) and len(workers_of(server)) == 2)
+        reading.whole()
+        server.user("alice", "alice-password").ended(ID)
+        after = scrape(server.url)
+        assert after.sum("parshall_open_streams") == after.sum("parshall_open_readers") == 0
+        assert after.sum("parshall_streams_ended_total", outcome="completed") == 8
+        assert after.sum("parshall_streams_ended_total", outcome="interrupted") == 1
+        assert (tmp_path / f"metrics-{server.port}").is_dir()
+        assert server.stop()[0] == 0
+        assert not (tmp_path / f"metrics-{server.port}").exists()
+        assert not [line for line in server.output if "Traceback" in line]
 
 
 def test_when_the_parent_dies_so_do_its_workers_in_order(tmp_path: Path, shared: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from parshall.kernel import headers as names
+from parshall.kernel import metrics
 from parshall.kernel.errors import InsufficientCredits, TooManyRequests, Unauthenticated
 from parshall.kernel.headers import cors_headers, redact, stream_headers
 from parshall.kernel.http import BODY_BYTES_MAX, Edge, User, WireModel, install_errors
@@ -398,3 +399,32 @@ async def test_a_token_that_does_not_verify_is_looked_at_once_a_request() -> Non
     answer = await ask(Edge(app, limit=limit), "/me", headers={"Authorization": "Bearer parshall_wrong"})
     assert (answer.status, answer.problem()["detail"]) == (401, "This key is not right.")
     assert verifier.asked == 1
+
+
+def refused_so_far() -> float:
+    return next(iter(metrics.rate_limited.collect())).samples[0].value
+
+
+async def test_requests_are_counted_by_their_route_and_those_refused_as_too_many_besides() -> None:
+    app = FastAPI()
+    install_errors(app)
+
+    @app.get("/things/{name}")
+    async def thing(name: str) -> str:
+        return name
+
+    windows = LocalWindows()
+    limit = RateLimit(windows, verifier=cast(Any, Refusing()), per_user=2, per_address=2, exempt=())
+    edge = Edge(app, limit=limit, service="tested")
+    before = refused_so_far()
+    statuses = [(await ask(edge, f"/things/{number}")).status for number in range(4)]
+    assert statuses == [200, 200, 429, 429]
+    assert refused_so_far() - before == 2
+    told = {
+        tuple(sample.labels.values()): sample.value
+        for family in metrics.http_requests.collect()
+        for sample in family.samples
+        if sample.labels["service"] == "tested"
+    }
+    assert told == {("tested", "/things/{name}", "GET", "200"): 2, ("tested", "none", "GET", "429"): 2}
+    await windows.close()

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from parshall.accounting import outbox, queries, store
 from parshall.accounting.announcements import Announcement
 from parshall.accounting.books import Books
+from parshall.accounting.moved import Moved, count, moved
 from parshall.accounting.pricing import PriceVersion
 from parshall.kernel.bulk import run
 from parshall.kernel.database import Database
@@ -89,14 +90,15 @@ class Combiner:
     async def _answer(self, batch: list[_Waiting]) -> None:
         operations = [operation for operation, _ in batch]
         try:
-            answers = await self._database.write(lambda connection: self._apply(connection, operations))
+            answers, sums = await self._database.write(lambda connection: self._apply(connection, operations))
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, Unavailable):
                 for each in batch:  # a broken operation must not take others with it
                     await self._answer([each])
                 return
-            answers = []
             _refuse(batch, error)
+            return
+        count(sums)  # after the commit, and so never twice
         for (_, waiting), (result, refusal) in zip(batch, answers, strict=False):
             if waiting.done():
                 continue
@@ -105,7 +107,7 @@ class Combiner:
             else:
                 waiting.set_exception(refusal)
 
-    def _apply(self, connection: Connection, operations: list[Operation[Any]]) -> list[_Answer]:
+    def _apply(self, connection: Connection, operations: list[Operation[Any]]) -> tuple[list[_Answer], Moved]:
         """The batch's unit of work."""
         at = self._database.instant(connection)
         books = Books(connection, at=at, versions=lambda version: self._version(connection, version))
@@ -123,7 +125,7 @@ class Combiner:
         if self._announce is not None:
             changes += outbox.kept(connection, self._announce(books), at=at)
         run(connection, changes)
-        return answers
+        return answers, moved(books)
 
     def _version(self, connection: Connection, version: str) -> PriceVersion:
         known = self._versions.get(version)

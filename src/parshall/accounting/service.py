@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from parshall.accounting import changes, ended, metered, queries, queries_organisations, repriced
 from parshall.accounting.announcements import Policy
+from parshall.accounting.audit.totals import accounts_that_disagree
 from parshall.accounting.books import Books
 from parshall.accounting.changes import Terms
 from parshall.accounting.combine import Combiner, Operation
@@ -88,6 +89,10 @@ class Accounting:
     async def answer(self) -> None:
         """Raises unless the books can be read."""
         await answers(self._database)
+
+    async def accounts_that_disagree(self) -> int:
+        """How many accounts do not hold what is kept of their grants, reservations and newest transfer (M1)."""
+        return await self._database.read(accounts_that_disagree)
 
     async def close(self) -> None:
         """Finish what is under way and close the database."""
@@ -243,10 +248,8 @@ class Accounting:
 
     async def recent(self, user_id: UserId | None, *, minutes: int) -> list[Reservation]:
         """Reservations that run or were made or ended within the last minutes, newest first."""
-        since = self._clock() - minutes * MINUTE
-        return await self._database.read(
-            lambda c: queries.recent_reservations(c, user_id, since=since, limit=SESSIONS_PER_LIST_MAX)
-        )
+        since, limit = self._clock() - minutes * MINUTE, SESSIONS_PER_LIST_MAX
+        return await self._database.read(lambda c: queries.recent_reservations(c, user_id, since=since, limit=limit))
 
     # ── Balances ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -327,10 +330,6 @@ class Accounting:
     async def adjust(self, account_id: str, difference: int, terms: Terms) -> Changed:
         """`adjusting`, done."""
         return await self._combiner.run(self.adjusting(account_id, difference, terms))
-
-    async def remove(self, account_id: str, amount: Credits, terms: Terms) -> Changed:
-        """Revoke `amount`. Raises BelowZero."""
-        return await self._combiner.run(self.adjusting(account_id, -amount, terms))
 
     async def deduct(self, account_id: str, amount: Credits, *, note: str = "") -> Account:
         """`deducting`, done."""

@@ -6,20 +6,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from parshall.accounting.remote import RemoteAccounting
-from parshall.accounting.service import Accounting
 from parshall.app.apart import ALL, ServiceName
 from parshall.app.config import Settings
 from parshall.app.elsewhere import Elsewhere
 from parshall.app.local import only_one_of, open_database, prepare_home
 from parshall.app.parts import Parts, parts_of
 from parshall.app.people import Users
-from parshall.app.surface import HEALTH_PATHS, name_of, surface, words_of
+from parshall.app.prices import ShownPrices
+from parshall.app.surface import name_of, surface, words_of
+from parshall.app.watch import Watch
 from parshall.chat.catalog import Catalog
 from parshall.chat.failover import Retries
 from parshall.chat.http_door import Door
@@ -39,12 +38,12 @@ from parshall.chat.streams.peers import SharedPeers
 from parshall.chat.streams.shared import SharedStreamLog
 from parshall.chat.supervision import Supervision
 from parshall.kernel import clock
-from parshall.kernel.credits import wire
 from parshall.kernel.database import Database, answers
 from parshall.kernel.deadlines import Deadlines
 from parshall.kernel.errors import StartupError
 from parshall.kernel.http import Edge, install_errors
 from parshall.kernel.ratelimit import RateLimit
+from parshall.kernel.requests import WATCHED_PATHS
 from parshall.kernel.tokens import TokenVerifier
 from parshall.kernel.windows import LocalWindows, SharedWindows, Windows
 
@@ -74,6 +73,7 @@ class System:
     readers: set[Reading]
     limit: RateLimit
     settings: Settings
+    watch: Watch
 
     @property
     def name(self) -> str:
@@ -99,14 +99,21 @@ async def system(settings: Settings, services: frozenset[ServiceName] = ALL) -> 
         )
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)
+        readers: set[Reading] = set()
         yield System(
             services=services,
             parts=parts,
             chatting=chatting,
             verifier=verifier,
-            readers=set(),
+            readers=readers,
             limit=_rate_limit(settings, windows, verifier),
             settings=settings,
+            watch=Watch(
+                chat=None if chatting is None else chatting.service,
+                accounting=parts.local_accounting,
+                readers=readers,
+                clock=clock.now,
+            ),
         )
 
 
@@ -150,10 +157,18 @@ def application(built: System) -> ASGIApp:
     app.state.readers = built.readers
     app.state.allowed_origins = frozenset(built.settings.allowed_origins)
     app.state.on_disconnect = built.settings.on_disconnect
+    app.state.metrics_token = built.settings.metrics_token
+    app.state.look = built.watch.look
     install_errors(app)
     _add_services(app, built)
     served: ASGIApp = Door(app) if built.chatting else Deadlines(app)
-    return Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit, words=words_of(app))
+    return Edge(
+        served,
+        allowed_origins=built.settings.allowed_origins,
+        limit=built.limit,
+        words=words_of(app),
+        service=built.name,
+    )
 
 
 def _add_services(app: FastAPI, built: System) -> None:
@@ -167,7 +182,7 @@ def _add_services(app: FastAPI, built: System) -> None:
         assert parts.accounting is not None
         app.state.chat = built.chatting.service
         app.state.supervision = built.chatting.supervision
-        app.state.price_of = _Prices(parts.accounting).of
+        app.state.price_of = ShownPrices(parts.accounting).of
 
 
 async def _down(built: System) -> list[str]:
@@ -195,25 +210,6 @@ def _checks(built: System) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]
     if built.chatting is not None:
         yield "chat database", partial(answers, built.chatting.database)
         yield "stream log", built.chatting.stream_log.check
-
-
-class _Prices:
-    """What a model costs, in the form that the model list shows."""
-
-    def __init__(self, accounting: Accounting | RemoteAccounting) -> None:
-        self._accounting = accounting
-
-    async def of(self, model_id: str) -> dict[str, Any]:
-        """Credits per million tokens of a model."""
-        version = await self._accounting.prices.in_force(model_id)
-        price = version.price
-        return {
-            "input": wire(price.input),
-            "cachedInput": wire(price.cached_input),
-            "output": wire(price.output),
-            "reasoning": wire(price.reasoning),
-            "per": "million tokens",
-        }
 
 
 async def _stream_log(settings: Settings, owner: str) -> tuple[StreamLog, Peers]:
@@ -245,7 +241,7 @@ def _rate_limit(settings: Settings, windows: Windows, verifier: TokenVerifier) -
         verifier=verifier,
         per_user=settings.requests_per_minute,
         per_address=settings.anonymous_requests_per_minute,
-        exempt=HEALTH_PATHS,
+        exempt=WATCHED_PATHS,  # who watches a deployment must not be turned down when it is busy
     )
 
 

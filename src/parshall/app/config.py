@@ -171,6 +171,11 @@ class Settings(Apart, BaseSettings):
     expiry_notice_hours: float = Field(
         72, gt=0, le=87_600, description="How long before its expiry a grant is announced, in hours."
     )
+    metrics_token: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Token that scrapes /metrics, 16 characters or more; administrators always may.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Log lines as JSON or text; auto takes text on a terminal."

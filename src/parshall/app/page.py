@@ -18,6 +18,7 @@ _ORDER = (
     "EVENTS.md",
     "CONFIGURATION.md",
     "OPERATIONS.md",
+    "OBSERVABILITY.md",
     "DOCTOR.md",
     "TROUBLESHOOTING.md",
     "ARCHITECTURE.md",

@@ -21,6 +21,7 @@ from parshall.app.local import webhook
 from parshall.app.removing import Remover
 from parshall.app.supervise import end_with_parent
 from parshall.app.sweeper import Sweeper
+from parshall.app.tracing import tracing
 from parshall.auth.service import Auth
 from parshall.kernel import clock, telemetry
 from parshall.kernel.credits import MICRO, Credits
@@ -54,6 +55,7 @@ def run(
     services = ALL if service is None else frozenset({service})
     with (
         contextlib.closing(_listening(settings, service, descriptor)) as bound,
+        tracing("parshall" if service is None else f"parshall-{service}"),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         runner.run(_serve(settings, services, bound, demo=demo))
@@ -129,8 +131,9 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
         clock=clock.now,
         lease_seconds=settings.lease_seconds,
         retention_seconds=settings.stream_retention_hours * 3600,
+        on_pass=built.watch.swept,
     )
-    tasks = [asyncio.create_task(sweeper.run(), name="sweeper")]
+    tasks = [asyncio.create_task(sweeper.run(), name="sweeper"), asyncio.create_task(built.watch.run(), name="watch")]
     if removals := _removals(built):
         remover = Remover(built.parts.auth, verifier=built.verifier, services=removals)
         tasks.append(asyncio.create_task(remover.run(), name="remover"))

@@ -35,6 +35,7 @@ class Child:
     """A process to keep running: ready once a line of its standard output holds `ready`.
 
     `environment` is added to the parent's; `descriptors` are open files that it inherits under the same numbers.
+    `on_end` is told the id of each of its processes that has ended.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Child:
     ready: str
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     descriptors: tuple[int, ...] = ()
+    on_end: Callable[[int], None] = lambda _process_id: None
 
 
 def parshall(*arguments: str) -> tuple[str, ...]:
@@ -176,6 +178,7 @@ class _Kept:
         code = await self._process.wait()
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._relays), RELAY_SECONDS_MAX)
+        self._child.on_end(self._process.pid)
         return code
 
     async def _relay(self, source: asyncio.StreamReader, target: TextIO) -> None:

@@ -15,6 +15,7 @@ from parshall.app.apart import ALL, ServiceName
 from parshall.app.openapi import describe
 from parshall.app.page import DOCTOR_HEADERS, DOCTOR_PAGE, HOME_POLICY, api_page, browser_file, guide, home_page
 from parshall.app.postman import collection
+from parshall.app.scrape import router as metrics_router
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
 from parshall.chat.http import router as chat_router
@@ -22,9 +23,8 @@ from parshall.chat.http_supervision import router as supervision_router
 from parshall.kernel import clock
 from parshall.kernel.errors import NotFound
 from parshall.kernel.problems import PROBLEMS
+from parshall.kernel.requests import HEALTH_PATHS
 
-HEALTH_PATHS = ("/health", "/api/health")
-"""Never counted: who watches a deployment must not be turned down when it is busy."""
 ROUTERS: dict[ServiceName, tuple[APIRouter, ...]] = {
     ServiceName.AUTH: (auth_router, wellknown_router),
     ServiceName.ACCOUNTING: (accounting_router,),
@@ -57,6 +57,7 @@ def surface(services: frozenset[ServiceName] = ALL) -> FastAPI:
         for router in ROUTERS[service] if service in services else ():
             app.include_router(router)
     _add_guides(app)
+    app.include_router(metrics_router)
     _add_operations(app)
     describe(app)
     return app

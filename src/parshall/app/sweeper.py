@@ -1,6 +1,7 @@
 """The housekeeping of a serving process: adopt, settle, expire, announce, forget and trim, again and again."""
 
 import asyncio
+from collections.abc import Callable
 
 from parshall.accounting.service import Accounting
 from parshall.chat.ports import LogUnavailable
@@ -28,8 +29,9 @@ class Sweeper:
         clock: Clock,
         lease_seconds: float,
         retention_seconds: float,
+        on_pass: Callable[[], None] = lambda: None,
     ) -> None:
-        """For the services that this process serves.
+        """For the services that this process serves; `on_pass` hears of every pass that was finished.
 
         Passes follow each other several times in `lease_seconds`, within which dead streams are to be adopted. Logs of
         streams that ended more than `retention_seconds` ago are forgotten.
@@ -38,6 +40,7 @@ class Sweeper:
         self._streaming = streaming
         self._accounting = accounting
         self._clock = clock
+        self._on_pass = on_pass
         self._retention = int(retention_seconds * SECOND)
 
     async def run(self) -> None:
@@ -47,6 +50,7 @@ class Sweeper:
             await asyncio.sleep(self._pause)
             try:
                 await self._pass(passes)
+                self._on_pass()
             except (Unavailable, LogUnavailable) as error:  # what is down says nothing about this code
                 _logger.warning("sweep_put_off", reason=error.detail)
             except Exception:

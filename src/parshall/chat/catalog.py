@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from parshall.chat.ports import ModelCard, Provider, ProviderFailure
 from parshall.kernel.errors import Invalid, Unavailable
+from parshall.kernel.metrics import OTHER
+
+LABELS_MAX = 100
+"""Models that metrics tell apart; a server may list more."""
 
 
 class UnknownModel(Invalid):
@@ -31,6 +35,8 @@ class Catalog:
         """`fallbacks` are model ids in the order in which they are tried; without one unknown ids are refused."""
         self._providers = tuple(providers)
         self._fallbacks = tuple(fallbacks)
+        self._listed: set[str] = set()
+        self._labels: set[str] = set()
 
     async def cards(self) -> list[ModelCard]:
         """Every model that can be named now; a provider that cannot say has none."""
@@ -70,6 +76,14 @@ class Catalog:
             return local[0], "It runs on this machine, without a network in between, at the lowest price."
         return able[0], "It is the first choice of this deployment."
 
+    def label(self, model_id: str) -> str:
+        """How metrics name a model: an id that a provider lists, else `other`, since a client may send any."""
+        if model_id not in self._labels:
+            if model_id not in self._listed or len(self._labels) >= LABELS_MAX:
+                return OTHER
+            self._labels.add(model_id)
+        return model_id
+
     async def close(self) -> None:
         """Stop every provider."""
         for provider in self._providers:
@@ -82,6 +96,7 @@ class Catalog:
                 offers += [(card, provider) for card in await provider.models()]
             except ProviderFailure:
                 continue
+        self._listed = {card.id for card, _ in offers}
         return offers
 
     def _stand_in(self, offers: Sequence[tuple[ModelCard, Provider]], *, tried: Collection[str]) -> Choice | None:

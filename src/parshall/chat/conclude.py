@@ -4,10 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from parshall.chat.counts import count_end
 from parshall.chat.model import Ending, Stream, terminal
 from parshall.chat.ports import Lease, Ledger, LogUnavailable, StreamLog
 from parshall.chat.records import Records
-from parshall.kernel import sse
+from parshall.kernel import sse, trace
 from parshall.kernel.errors import ParshallError, Unavailable
 from parshall.kernel.ids import StreamId
 from parshall.kernel.metering import Settlement
@@ -26,9 +27,19 @@ class Concluder:
     """Ends streams. Each step may be the last one that runs: the next start finds it undone and goes on from there."""
 
     def __init__(
-        self, *, ledger: Ledger, stream_log: StreamLog, records: Records, on_end: Callable[[StreamId], None]
+        self,
+        *,
+        ledger: Ledger,
+        stream_log: StreamLog,
+        records: Records,
+        on_end: Callable[[StreamId], None],
+        label: Callable[[str], str],
     ) -> None:
-        """The three places in which an end is written. `on_end` hears of it before any reader does."""
+        """The three places in which an end is written. `on_end` hears of it before any reader does.
+
+        `label` says how metrics name a model.
+        """
+        self.label = label
         self._ledger = ledger
         self._log = stream_log
         self.records = records
@@ -38,6 +49,7 @@ class Concluder:
         """Keep how a stream that this process holds has ended, then settle it. Raises LeaseLost, Unavailable."""
         ended = await self._keep_end(stream, ending, text=text, lease=lease)
         self._on_end(stream.id)
+        count_end(stream, ending, self.label)
         return await self.settle(ended)
 
     async def _keep_end(self, stream: Stream, ending: Ending, *, text: str, lease: Lease) -> Stream:
@@ -60,17 +72,18 @@ class Concluder:
         assert stream.ending is not None
         ending = stream.ending
         try:
-            async with asyncio.timeout(SETTLE_SECONDS_MAX):
-                settlement = await self._ledger.settle(
-                    stream_id=stream.id,
-                    usage=ending.usage,
-                    source=ending.usage_source,
-                    outcome=ending.outcome.value,
-                )
+            with trace.span("settle", stream=stream.id):
+                settlement = await self._asked_to_settle(stream, ending)
         except (TimeoutError, ParshallError, OSError) as error:
             _logger.warning("settlement_pending", stream=stream.id, reason=str(error) or type(error).__name__)
             return stream
         return await self._keep(stream, settlement)
+
+    async def _asked_to_settle(self, stream: Stream, ending: Ending) -> Settlement:
+        async with asyncio.timeout(SETTLE_SECONDS_MAX):
+            return await self._ledger.settle(
+                stream_id=stream.id, usage=ending.usage, source=ending.usage_source, outcome=ending.outcome.value
+            )
 
     async def close(self, stream: Stream, lease: Lease, *, next_offset: int) -> None:
         """Append the one terminal event and close the log; a log that is lost is closed by a later sweep."""

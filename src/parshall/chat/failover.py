@@ -1,17 +1,20 @@
 """What follows a failure before the first token: the same model again after a pause, else the next one that is able."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from parshall.chat.catalog import Catalog, Choice
+from parshall.chat.counts import CRASHED, count_failure
 from parshall.chat.frames import model_frame
 from parshall.chat.meter import Meter
 from parshall.chat.model import Ask, Message, Stream
-from parshall.chat.ports import Lease, LeaseLost, Ledger, Prompt, Provider, ProviderFailure
+from parshall.chat.ports import Delta, Lease, LeaseLost, Ledger, Prompt, Provider, ProviderFailure
 from parshall.chat.prompt import compose_prompt
 from parshall.chat.records import Records
 from parshall.chat.writer import Writer
+from parshall.kernel import trace
 from parshall.kernel.errors import ParshallError, Unavailable
 from parshall.kernel.telemetry import log
 
@@ -45,12 +48,30 @@ class Retries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """Whom to ask for an answer, what, and what is paid for it."""
+    """Whom to ask for an answer, what, and what is paid for it. `provider_name` is that of the model's card."""
 
     stream: Stream
     provider: Provider
+    provider_name: str
     prompt: Prompt
     meter: Meter
+
+    @asynccontextmanager
+    async def asked(self) -> AsyncIterator[AsyncIterator[Sequence[Delta]]]:
+        """The answer as it comes; a provider that fails within the block is counted."""
+        told = {"gen_ai.provider.name": self.provider_name, "gen_ai.request.model": self.stream.model_id}
+        try:
+            with trace.span("provider", "client", stream=self.stream.id, attributes=told):
+                async with aclosing(self.provider.stream(self.prompt)) as deltas:
+                    yield deltas
+        except ProviderFailure as failure:
+            count_failure(self.provider_name, failure.reason)
+            raise
+        except (ParshallError, LeaseLost, AssertionError):
+            raise
+        except Exception:
+            count_failure(self.provider_name, CRASHED)
+            raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,4 +135,6 @@ class Failover:
             )
         await self._records.move(moved, epoch=lease.epoch)
         meter = Meter(granted, output_tokens_max=prompt.output_tokens_max)
-        return Attempt(stream=moved, provider=choice.provider, prompt=prompt, meter=meter)
+        return Attempt(
+            stream=moved, provider=choice.provider, provider_name=choice.card.provider, prompt=prompt, meter=meter
+        )

@@ -20,8 +20,10 @@ from parshall.kernel.errors import ParshallError
 from parshall.kernel.headers import LAST_EVENT_ID_HEADER, STREAM_ID_HEADER
 from parshall.kernel.http import current_user
 from parshall.kernel.ids import SessionId
+from parshall.kernel.requests import TEMPLATE
 from parshall.kernel.tokens import CHAT_SCOPE
 
+ROUTE = "/api/chat/sessions/{session_id}/stream"
 _PATH = re.compile(r"/api/chat/sessions/([0-9a-f]{32})/stream")
 _JSON = ("application/json", "application/json; charset=utf-8")
 
@@ -39,7 +41,7 @@ class Door:
         if asked is None or scope.get("root_path") or scope["query_string"]:
             await self._app(scope, receive, send)
             return
-        scope["app"] = self._app
+        scope["app"], scope[TEMPLATE] = self._app, ROUTE
         request = Request(scope, receive)
         try:
             content = await request.body()

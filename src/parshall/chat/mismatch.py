@@ -1,10 +1,11 @@
-"""Why a streaming session id that a client names is refused, and the way out; rules only."""
+"""Why a streaming session id that a client names is refused, and the way out; rules, and a count of the refusals."""
 
 import re
 from enum import StrEnum
 from typing import Any
 
 from parshall.chat.model import Stream
+from parshall.kernel import metrics
 from parshall.kernel.clock import DAY, SECOND
 from parshall.kernel.ids import STREAM_ID_PATTERN, MalformedStreamId, StreamId, parse_stream_id
 
@@ -81,13 +82,23 @@ def told(reason: Reason) -> dict[str, Any]:
     return {"type": page, "reason": reason.value, "wayOut": way_out[0].upper() + way_out[1:] + ".", "help": page}
 
 
+def refused(reason: Reason) -> dict[str, Any]:
+    """As `told`, for an id that is refused now: once for each refusal, so that it is counted once."""
+    metrics.stream_id_refusals.labels(reason.value).inc()
+    return told(reason)
+
+
+for _reason in Reason:  # from 0 on: what rises from nothing to one must show as a rise
+    metrics.stream_id_refusals.labels(_reason.value)
+
+
 def named_id(text: str) -> StreamId:
     """`text` as a streaming session id. Raises MalformedStreamId with the reason; the text is not echoed."""
     try:
         return parse_stream_id(text)
     except MalformedStreamId as error:
         reason = malformation(text)
-        raise MalformedStreamId(sentence(reason), **told(reason)) from error
+        raise MalformedStreamId(sentence(reason), **refused(reason)) from error
 
 
 def malformation(text: str) -> Reason:

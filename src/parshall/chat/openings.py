@@ -11,17 +11,17 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from parshall.chat import store
-from parshall.chat.catalog import Catalog
+from parshall.chat.catalog import Catalog, Choice
 from parshall.chat.failover import Attempt, Conversation, Retries
 from parshall.chat.frames import model_frame
 from parshall.chat.meter import Meter
 from parshall.chat.model import DEFAULT_TITLE, Ask, ChatSession, Message, Stream, StreamActive, title_from
-from parshall.chat.ports import Lease, LeaseLost, LogAway, LogUnavailable, Prompt, Provider
+from parshall.chat.ports import Lease, LeaseLost, LogAway, LogUnavailable, Prompt
 from parshall.chat.producers import Producers
 from parshall.chat.slots import Slots, too_many
 from parshall.chat.turn import Parts, Producer
 from parshall.chat.undoing import Undoing
-from parshall.kernel import sse
+from parshall.kernel import sse, trace
 from parshall.kernel.clock import SECOND
 from parshall.kernel.credits import wire
 from parshall.kernel.database import Database
@@ -199,7 +199,7 @@ class Openings:
         except Unavailable:  # it may have been kept
             await self._undoing.undo(stream, void=False)
             raise
-        await self._begin(stream, prompt, choice.provider, conversation, named=named)
+        await self._begin(stream, prompt, choice, conversation, named=named)
 
     async def _conversation(self, session_id: SessionId, user_id: UserId) -> tuple[ChatSession, list[Message]]:
         def work(connection: Connection) -> tuple[ChatSession, list[Message]]:
@@ -251,7 +251,7 @@ class Openings:
             raise too_many(deployment_limit=self._limits.streams_max)
 
     async def _begin(
-        self, stream: Stream, prompt: Prompt, provider: Provider, conversation: Conversation, *, named: bool
+        self, stream: Stream, prompt: Prompt, choice: Choice, conversation: Conversation, *, named: bool
     ) -> None:
         """Reserve, log the opening events, and start the producer; undo the turn if any of it fails.
 
@@ -259,7 +259,8 @@ class Openings:
         """
         began_at = asyncio.get_running_loop().time()
         try:
-            granted = await self._reserve(stream, prompt)
+            with trace.span("reserve", stream=stream.id):
+                granted = await self._reserve(stream, prompt)
             lease = await self._log_opening(stream, granted)
             late = asyncio.get_running_loop().time() - began_at > LATE_SECONDS
             if lease.epoch != stream.epoch or late:  # an opening that failed before left its lease in the log
@@ -269,7 +270,9 @@ class Openings:
             await self._undoing.undo(stream, void=not isinstance(error, InsufficientCredits), keep=keep)
             raise
         meter = Meter(granted, output_tokens_max=prompt.output_tokens_max)
-        first = Attempt(stream=stream, provider=provider, prompt=prompt, meter=meter)
+        first = Attempt(
+            stream=stream, provider=choice.provider, provider_name=choice.card.provider, prompt=prompt, meter=meter
+        )
         self._producers.start(Producer(first, conversation, lease=lease, parts=self._parts))
 
     async def _claim(self, stream: Stream, lease: Lease) -> None:

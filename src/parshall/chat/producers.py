@@ -7,6 +7,7 @@ from collections.abc import Callable
 from parshall.chat.model import Outcome, Stream
 from parshall.chat.ports import LeaseLost, LogAway, LogUnavailable, StreamLog
 from parshall.chat.turn import Producer
+from parshall.kernel import trace
 from parshall.kernel.clock import SECOND, Clock
 from parshall.kernel.errors import Unavailable
 from parshall.kernel.ids import SessionId, StreamId
@@ -95,7 +96,8 @@ class Producers:
 
     async def _run(self, producer: Producer) -> Stream:
         try:
-            return await producer.run()
+            with trace.span("stream", stream=producer.stream.id):
+                return await producer.run()
         except asyncio.CancelledError:
             _logger.info("stream_handed_over", stream=producer.stream.id)
             raise

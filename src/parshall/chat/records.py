@@ -5,7 +5,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from parshall.chat import store
+from parshall.chat import backlog, store
 from parshall.chat.model import Ending, Message, Stream
 from parshall.chat.ports import LeaseLost
 from parshall.kernel.clock import Clock
@@ -38,6 +38,10 @@ class Records:
         while page := await self._database.read(partial(store.unfinished_streams, after=after, limit=PAGE_STREAMS)):
             yield page
             after = (page[-1].created_at, page[-1].id)
+
+    async def unsettled(self) -> tuple[int, int | None]:
+        """How many streams have ended and are not settled, and when the first of them ended (microseconds)."""
+        return await self._database.read(backlog.unsettled)
 
     async def add(self, stream: Stream) -> None:
         """Keep a stream without a message. Raises IntegrityError where its id is known or its chat session has one."""

@@ -23,7 +23,7 @@ from parshall.chat.streaming import Streaming
 from parshall.kernel.clock import Clock
 from parshall.kernel.database import Database
 from parshall.kernel.errors import NotFound
-from parshall.kernel.ids import MalformedStreamId, SessionId, StreamId, UserId, new_id
+from parshall.kernel.ids import MalformedStreamId, SessionId, StreamId, UserId, new_id, parse_stream_id
 from parshall.kernel.removals import Removals
 from parshall.kernel.tokens import Principal
 
@@ -189,7 +189,7 @@ class Chat:
             return await self.streaming.find(stream_id, caller=caller)
         except NotFound as error:
             reason = self._unknown(stream_id)
-            raise NotFound(mismatch.sentence(reason), **mismatch.told(reason)) from error
+            raise NotFound(mismatch.sentence(reason), **mismatch.refused(reason)) from error
 
     async def attach(self, stream_id: StreamId, *, after: int) -> Reader:
         """A reader of a stream's events after an offset. Raises StreamForgotten, with the reason."""
@@ -200,7 +200,7 @@ class Chat:
             reason = mismatch.Reason.LOG_LOST
             if stream is not None:
                 reason = mismatch.of_forgotten(stream, at=self._clock(), retention_seconds=self._retention_seconds)
-            raise StreamForgotten(mismatch.sentence(reason), **mismatch.told(reason)) from error
+            raise StreamForgotten(mismatch.sentence(reason), **mismatch.refused(reason)) from error
 
     async def acknowledge(self, session_id: SessionId, *, user_id: UserId, named: str, text: str) -> Acknowledgement:
         """Take a client's word that it is done with a stream, and compare its text with the log's.
@@ -223,7 +223,7 @@ class Chat:
             "received": None,
         }
         try:
-            stream_id = mismatch.named_id(named)
+            stream_id = parse_stream_id(named)
         except MalformedStreamId:
             reason = mismatch.malformation(named)
         else:
@@ -235,7 +235,7 @@ class Chat:
             else:
                 reason = self._unknown(stream_id)
         detail = f"Streaming session ID mismatch: {mismatch.sentence(reason)}"
-        raise StreamIdMismatch(detail, details={**details, "reason": reason.value}, **mismatch.told(reason))
+        raise StreamIdMismatch(detail, details={**details, "reason": reason.value}, **mismatch.refused(reason))
 
     def _unknown(self, stream_id: StreamId) -> mismatch.Reason:
         return mismatch.of_unknown(stream_id, at=self._clock(), retention_seconds=self._retention_seconds)

@@ -54,7 +54,9 @@ class Streaming:
         self._clock = clock
         slots = Slots(per_user=limits.streams_per_user_max, in_all=limits.streams_max)
         self.producers = Producers(stream_log, clock=clock, lease_seconds=limits.lease_seconds, on_end=slots.release)
-        concluder = Concluder(ledger=ledger, stream_log=stream_log, records=self.records, on_end=slots.release)
+        concluder = Concluder(
+            ledger=ledger, stream_log=stream_log, records=self.records, on_end=slots.release, label=catalog.label
+        )
         failover = Failover(catalog=catalog, ledger=ledger, records=self.records, slice_tokens=limits.slice_tokens)
         parts = Parts(
             ledger=ledger,

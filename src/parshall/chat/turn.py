@@ -3,13 +3,13 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
 from parshall.chat.audience import Audience
 from parshall.chat.charge import Counted, charged
 from parshall.chat.conclude import Concluder
+from parshall.chat.counts import CRASHED, count_first_token
 from parshall.chat.failover import Attempt, Conversation, Failover, Retries
 from parshall.chat.frames import beginning, joined, text_frame
 from parshall.chat.meter import extension
@@ -148,7 +148,7 @@ class Producer:
             raise
         except Exception as error:
             _logger.exception("provider_crashed", stream=self.stream.id)
-            self._failure = ProviderFailure(code="provider_crashed", retryable=not isinstance(error, ValueError))
+            self._failure = ProviderFailure(code=CRASHED, retryable=not isinstance(error, ValueError))
             return Outcome.PROVIDER_ERROR
 
     async def _answer(self) -> Outcome:
@@ -157,7 +157,7 @@ class Producer:
         while True:
             asked += 1
             try:
-                async with aclosing(self._attempt.provider.stream(self._attempt.prompt)) as deltas:
+                async with self._attempt.asked() as deltas:
                     return await self._follow(deltas)
             except ProviderFailure as failure:
                 if self._totals or self._stopped is not None:
@@ -260,6 +260,8 @@ class Producer:
         except LogUnavailable:
             self._meter.used = before  # what the log will not hold is neither charged nor kept (S4)
             raise
+        if not self._totals:
+            count_first_token(self.stream, self._parts.concluder.label, at=self._parts.clock())
         self._totals += totals
         self._keep(events)
 

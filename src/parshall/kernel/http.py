@@ -1,6 +1,5 @@
 """What every HTTP surface shares: problem details, request ids, CORS, the caller's identity, strict bodies, health."""
 
-import asyncio
 import json
 import re
 import time
@@ -23,11 +22,12 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parshall.kernel import headers as names
-from parshall.kernel import trace
+from parshall.kernel import metrics, trace
 from parshall.kernel.browsers import SECURITY
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
 from parshall.kernel.problems import PROBLEM_JSON
 from parshall.kernel.ratelimit import REFUSED_CALLER, Pairs, RateLimit
+from parshall.kernel.requests import counted
 from parshall.kernel.scopes import check_scope
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import Principal, Role, presented_token
@@ -216,13 +216,16 @@ class Edge:
         allowed_origins: Iterable[str] = (),
         limit: RateLimit | None = None,
         words: Collection[str] = frozenset(),
+        service: str = "parshall",
     ) -> None:
         """`allowed_origins` are exact origins such as `https://chat.example.org`; without `limit` all may call.
 
-        `words` are the fixed parts of paths: all that logs show of a path, beside ids.
+        `words` are the fixed parts of paths: all that logs show of a path, beside ids. `service` is who answers, in
+        metrics.
         """
         self._app = app
         self._words = words
+        self._service = service
         self._origins = frozenset(allowed_origins)
         self._limit = limit
 
@@ -239,10 +242,11 @@ class Edge:
         trace_id = trace.begin(headers.get(trace.TRACEPARENT_HEADER, ""))
         structlog.contextvars.bind_contextvars(request_id=request_id, trace=trace_id)
         exchange = _Exchange(scope, receive, send, cors=names.cors_headers(headers.get("origin"), self._origins))
-        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            await self._preflight(exchange)
-            return
-        await self._serve(exchange, headers)
+        with counted(exchange, service=self._service):
+            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                await self._preflight(exchange)
+                return
+            await self._serve(exchange, headers)
 
     async def _serve(self, exchange: "_Exchange", headers: Headers) -> None:
         began = time.perf_counter()
@@ -251,8 +255,6 @@ class Edge:
                 await self._app(exchange.scope, exchange.receive, exchange.send)
         except _BodyTooLarge:
             await exchange.refuse(413, "body_too_large", _TOO_LARGE)
-        except asyncio.CancelledError:
-            raise
         except Exception:
             _logger.exception("request_failed", path=exchange.scope[names.LOGGED_PATH])
             await exchange.refuse(500, "internal_error", ParshallError.default)
@@ -267,6 +269,7 @@ class Edge:
             admission = await self._limit.admit(Request(exchange.scope))
             exchange.limits = admission.fields
             if (refusal := admission.refusal) is not None:
+                metrics.rate_limited.inc()
                 await exchange.refuse(refusal.status, refusal.code, refusal.detail, headers=refusal.headers)
                 return False
         length = headers.get("content-length", "0")
@@ -304,6 +307,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self.status: int | None = None
+        self.answered_at: float | None = None
         self._body_bytes = 0
 
     async def receive(self) -> Message:
@@ -316,7 +320,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status, self.answered_at = message["status"], time.perf_counter()
             message["headers"] = self._completed(message.get("headers", ()))
         await self._send(message)
 

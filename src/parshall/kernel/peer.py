@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 import structlog
 
-from parshall.kernel import trace
+from parshall.kernel import metrics, trace
 from parshall.kernel.deadlines import WITHIN_HEADER, seconds_left
 from parshall.kernel.errors import ParshallError, Unavailable
 from parshall.kernel.headers import REQUEST_ID_HEADER
@@ -89,6 +89,7 @@ class Peer:
         self.tokens = tokens
         self._url = url.rstrip("/")
         self._breaker = Breaker()
+        self._is_open = metrics.breaker_open.labels(name)
         self._opened: aiohttp.ClientSession | None = None
 
     async def call(
@@ -106,8 +107,9 @@ class Peer:
         Raises Refusal for any other answer than a success, Unavailable where none can be had in time.
         """
         try:
-            async with asyncio.timeout(seconds_left(within or CALL_SECONDS_MAX)):
-                return await self._repeated(method, path, into, dict(headers or {}), request)
+            with trace.span(f"{method} {self.name}", "client", attributes={"peer.service": self.name}):
+                async with asyncio.timeout(seconds_left(within or CALL_SECONDS_MAX)):
+                    return await self._repeated(method, path, into, dict(headers or {}), request)
         except TimeoutError as error:
             raise self._away() from error
 
@@ -161,6 +163,7 @@ class Peer:
             _logger.warning("peer_lost", peer=self.name, path=path, reason=type(error).__name__)
             answer = 503, b""
         self._breaker.record(ok=answer[0] not in _AWAY)
+        self._is_open.set(self._breaker.is_open)
         return answer
 
     def _away(self) -> Unavailable:
@@ -185,9 +188,14 @@ class Breaker:
         self._failures = 0
         self._open_until = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the service is left alone, but for the one attempt that tries it."""
+        return self._failures >= FAILURES_MAX
+
     def lets_through(self) -> bool:
         """Whether a call may be tried now; whoever asks does try."""
-        if self._failures < FAILURES_MAX:
+        if not self.is_open:
             return True
         if (now := time.monotonic()) < self._open_until:
             return False

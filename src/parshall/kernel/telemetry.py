@@ -7,6 +7,8 @@ from typing import Any
 
 import structlog
 
+from parshall.kernel import trace
+
 _HIDDEN = ("password", "secret", "token", "authorization", "apikey", "cookie")
 _NUMBERS_KEPT = (int, float, bool, type(None))
 
@@ -73,5 +75,7 @@ def log(area: str) -> Any:
 
 
 def bind(**ids: str) -> None:
-    """Have every further line of this request carry these ids."""
+    """Have every further line of this request carry these ids, and its span the stream's."""
     structlog.contextvars.bind_contextvars(**ids)
+    if "stream" in ids:
+        trace.of_stream(ids["stream"])

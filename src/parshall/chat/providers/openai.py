@@ -14,6 +14,7 @@ from parshall.chat.providers.counting import clean, count_prompt
 from parshall.chat.providers.openai_stream import Answer, garbage
 from parshall.chat.providers.patience import Patience
 from parshall.chat.providers.refusal import refusal
+from parshall.kernel import trace
 from parshall.kernel.errors import StartupError
 
 ANY_MODEL = "*"
@@ -158,7 +159,7 @@ class OpenAIProvider:
                 return await session.post(
                     f"{self._base}/chat/completions",
                     data=self._request(prompt),
-                    headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
+                    headers={"Content-Type": "application/json", "Accept": "text/event-stream", **trace.outgoing()},
                     allow_redirects=False,
                 )
         except (aiohttp.ClientConnectionError, OSError, RuntimeError) as error:

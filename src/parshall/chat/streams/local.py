@@ -8,6 +8,7 @@ much, and so would the hop to a thread. SQLite's write-ahead log is checkpointed
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, Lease, LeaseLost, L
 from parshall.chat.streams import pieces
 from parshall.chat.streams.journal import Journal
 from parshall.chat.streams.tail import FeedTail, Live
+from parshall.kernel import metrics
 from parshall.kernel.clock import Clock
 from parshall.kernel.errors import StartupError
 from parshall.kernel.ids import StreamId
@@ -79,6 +81,7 @@ class LocalStreamLog:
         self._unmoved: dict[StreamId, _Run] = {}
         self._moving: asyncio.TimerHandle | None = None
         self._stuck = False
+        self._pending_since = 0.0
         self._reading = threading.Lock()
         try:
             self._writer = _connect(path)
@@ -148,6 +151,7 @@ class LocalStreamLog:
         loop = asyncio.get_running_loop()
         kept: asyncio.Future[None] = loop.create_future()
         if not self._pending:
+            self._pending_since = time.perf_counter()
             loop.call_soon(self._flush)
         self._pending.append(_Append(live, frames, first_offset, kept))
         await kept
@@ -241,6 +245,7 @@ class LocalStreamLog:
         except OSError as error:
             self._refuse(pending, error)
             return
+        metrics.log_append_seconds.observe(time.perf_counter() - self._pending_since)
         for append in pending:
             self._note(append)
             append.live.publish(append.frames)

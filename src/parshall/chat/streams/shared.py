@@ -5,6 +5,7 @@ them. They ask the engine only where they are far behind.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ from parshall.chat.streams import scripts
 from parshall.chat.streams.engine import Engine, Reply, checked
 from parshall.chat.streams.following import Following
 from parshall.chat.streams.tail import Feed, FeedTail, Live
+from parshall.kernel import metrics
 from parshall.kernel.clock import INSTANT_MAX, Clock
 from parshall.kernel.ids import StreamId
 
@@ -53,6 +55,7 @@ class SharedStreamLog:
         self._clock = clock
         self._keep = int((retention_seconds + OPEN_SECONDS_MAX) * 1000)
         self._held: dict[StreamId, _Held] = {}
+        self._asked_at: float | None = None
         self._following = Following(engine, self._fetch)
         self._tasks: set[asyncio.Task[None]] = set()
         engine.on_lost = self._lost
@@ -139,6 +142,8 @@ class SharedStreamLog:
 
     def _append(self, held: _Held, frames: Sequence[bytes], first_offset: int, mode: str) -> "asyncio.Future[None]":
         lease = held.lease
+        if self._asked_at is None:
+            self._asked_at = time.perf_counter()
         return self._call(
             scripts.APPEND,
             lease.stream_id,
@@ -150,6 +155,7 @@ class SharedStreamLog:
 
     def _appended(self, held: _Held, frames: Sequence[bytes], first_offset: int, reply: Reply) -> None:
         """Show what the engine has kept, and only that (S1); whether or not the producer still waits."""
+        self._time()
         try:
             answer = checked(reply)
             match answer[0]:
@@ -167,6 +173,12 @@ class SharedStreamLog:
             raise
         held.doubtful, held.begun = False, True
         held.publish(frames[max(0, held.last + 1 - first_offset) :])
+
+    def _time(self) -> None:
+        """Of all appends that are on their way at once the first is timed: they go out together."""
+        if self._asked_at is not None:
+            metrics.log_append_seconds.observe(time.perf_counter() - self._asked_at)
+            self._asked_at = None
 
     async def close_stream(self, lease: Lease) -> None:
         """End the stream; its readers end once they have read all of it."""
