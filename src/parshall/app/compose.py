@@ -50,6 +50,7 @@ from parshall.kernel.credits import wire
 from parshall.kernel.database import Database, answers
 from parshall.kernel.deadlines import Deadlines
 from parshall.kernel.errors import NotFound, StartupError
+from parshall.kernel.forwarding import Forwarding
 from parshall.kernel.http import Edge, install_errors
 from parshall.kernel.problems import PROBLEMS
 from parshall.kernel.ratelimit import RateLimit
@@ -163,7 +164,9 @@ def application(built: System) -> ASGIApp:
     _add_services(app, built)
     _add_operations(app, built)
     served: ASGIApp = Door(app) if built.chatting else Deadlines(app)
-    return Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit)
+    edge = Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit)
+    proxies = built.settings.trusted_proxies
+    return Forwarding(edge, trusted=proxies) if proxies else edge
 
 
 def _add_pages(app: FastAPI) -> None:
