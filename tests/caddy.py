@@ -24,19 +24,26 @@ def binary() -> str | None:
 @contextlib.contextmanager
 def caddy(folder: Path, configuration: str, addresses: Mapping[str, str]) -> Iterator[str]:
     """The URL of a running one; `addresses` are servers' by those that stand for them in the configuration."""
-    program = binary()
-    assert program is not None
     certificate(folder)
     (port,) = free_ports(1)
     file = folder / "Caddyfile"
     file.write_text(_local(configuration, addresses, port, folder), encoding="utf-8")
-    own = os.environ | {"XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "HOME": str(folder)}
+    with running(folder, file, port):
+        yield f"https://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def running(folder: Path, file: Path, port: int, **variables: str) -> Iterator[None]:
+    """A Caddy with that file, which has these variables to fill it in with, once it listens on that port."""
+    program = binary()
+    assert program is not None
+    own = os.environ | {"XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "HOME": str(folder)} | variables
     with (folder / "caddy.log").open("w", encoding="utf-8") as log:
         command = [program, "run", "--adapter", "caddyfile", "--config", str(file)]
         process = subprocess.Popen(command, env=own, stderr=log, cwd=folder)
         try:
             wait_for_port(process, port, folder / "caddy.log")
-            yield f"https://127.0.0.1:{port}"
+            yield
         finally:
             process.terminate()
             process.wait(10)

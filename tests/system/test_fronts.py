@@ -5,6 +5,7 @@ import contextlib
 import http.server
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -23,6 +24,7 @@ from tests.serving import PARSHALL, PATHS, Server, serving, upstream
 
 from parshall.doctor.examine import examine
 from parshall.doctor.model import Check, Plan, Report, Status
+from parshall.kernel.peer import Peer
 
 ORIGIN = "https://page.example.org"
 CLIENT = "127.0.0.2"
@@ -256,6 +258,48 @@ def status_of(behind: Front, trust: ssl.SSLContext, target: str) -> int:
     ):
         line.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
         return int(line.recv(100).split()[1])
+
+
+# ── Between services ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", [NAMES[list(BINARIES).index("Caddy")]])
+async def test_services_reach_each_other_by_certificates_and_nobody_else_does(
+    name: str, world: World, tmp_path: Path
+) -> None:
+    """One Caddy is both sides: what stands before auth, and what stands beside the service that asks it."""
+    outside, inside = nginx.free_ports(2)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        folder.mkdir()
+        nginx.certificate(folder)
+        for made, named in {"fullchain.pem": "service.pem", "privkey.pem": "service.key"}.items():
+            shutil.move(folder / made, folder / named)
+        shutil.copy(folder / "service.pem", folder / "ca.pem")
+    variables = {
+        "CERTIFICATES": str(ours),
+        "OUTSIDE": f"https://localhost:{outside}",
+        "INSIDE": f"http://127.0.0.1:{inside}",
+        "OTHER": f"https://localhost:{outside}",
+        "SERVICE": world.servers[APART].services["auth"].removeprefix("http://"),
+    }
+    with caddy.running(tmp_path, caddy.FOLDER / "between.Caddyfile", outside, **variables):
+        peer = Peer("auth", variables["INSIDE"])
+        assert (await peer.call("GET", "/.well-known/jwks.json", dict))["keys"]
+        await peer.close()
+        for who, shown in (("nobody", None), ("a stranger", theirs), ("a service", ours)):
+            assert gets_in(variables["OUTSIDE"], ours / "ca.pem", shown) is (who == "a service"), who
+
+
+def gets_in(url: str, ca_file: Path, shown: Path | None) -> bool:
+    """Whether who shows that certificate is answered."""
+    trust = ssl.create_default_context(cafile=ca_file)
+    if shown is not None:
+        trust.load_cert_chain(shown / "service.pem", shown / "service.key")
+    try:
+        return httpx2.get(f"{url}/health", verify=trust).status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 # ── Silence ─────────────────────────────────────────────────────────────────────────────────────────────────────────
