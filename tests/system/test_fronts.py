@@ -112,7 +112,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def reports(world: World) -> dict[tuple[str, str], Report]:
-    """All examinations at once; that of nginx before one process is among the doctor's own tests."""
+    """All examinations at once."""
 
     def plan(key: tuple[str, str]) -> Plan:
         name, kind = key
@@ -124,16 +124,14 @@ def reports(world: World) -> dict[tuple[str, str], Report]:
     async def run(plans: dict[tuple[str, str], Plan]) -> dict[tuple[str, str], Report]:
         return dict(zip(plans, await asyncio.gather(*map(examine, plans.values())), strict=True))
 
-    return asyncio.run(run({key: plan(key) for key in world.fronts if key != ("nginx", ONE)}))
+    return asyncio.run(run({key: plan(key) for key in world.fronts}))
 
 
-@pytest.mark.parametrize("kind", [ONE, APART])
+@pytest.mark.parametrize("kind", [APART, ONE])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_doctor_finds_nothing_behind_a_committed_file(
     name: str, kind: str, reports: dict[tuple[str, str], Report]
 ) -> None:
-    if (name, kind) == ("nginx", ONE):
-        pytest.skip("held by the doctor's own tests")
     report = reports[name, kind]
     assert {finding.check: finding.evidence for finding in report.findings if finding.status is not Status.OK} == {}
     assert {finding.check for finding in report.findings} == set(Check), "HTTP/2 and TLS are among them"

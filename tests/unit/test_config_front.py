@@ -107,7 +107,7 @@ def test_a_folder_or_a_file_that_cannot_be_read_stops_the_start_with_a_sentence(
     (folder / "parshall_service_secret").write_bytes(b"\xff\xfe hidden")
     with pytest.raises(StartupError, match="cannot be read") as refused:
         load()
-    assert "hidden" not in str(refused.value)
+    assert "service_secret" in str(refused.value) and "hidden" not in str(refused.value)
     monkeypatch.setenv("PARSHALL_SECRETS_DIR", str(folder / "missing"))
     with pytest.raises(StartupError, match="PARSHALL_SECRETS_DIR names"):
         load()

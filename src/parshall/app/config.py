@@ -16,7 +16,7 @@ from parshall.accounting.signing import read_secrets
 from parshall.app.apart import Apart
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS
 from parshall.app.front import Front
-from parshall.app.secrets import FOLDER_VARIABLE, secret_names, secrets_of
+from parshall.app.secrets import FOLDER_VARIABLE, secret_names, secrets_folder, secrets_of
 from parshall.app.urls import check_password_is_apart, check_store, is_private
 from parshall.auth.mail import check_sender, post_of
 from parshall.chat.streams.address import Address
@@ -303,8 +303,10 @@ def load(**overrides: object) -> Settings:
         raise StartupError(f"The configuration is wrong: {wrong}. `parshall config` lists every option.") from error
     except tomllib.TOMLDecodeError as error:
         raise StartupError(f"The configuration file {config_file()} is not valid TOML: {error}.") from error
-    except (OSError, UnicodeDecodeError, SettingsError) as error:
-        raise StartupError(f"A file of the configuration cannot be read: {error.__cause__ or error}.") from error
+    except SettingsError as error:
+        raise StartupError(f"A file in {secrets_folder()} cannot be read: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"The configuration file {config_file()} cannot be read: {error}.") from error
 
 
 def unknown_variables() -> list[str]:
