@@ -1,5 +1,6 @@
 #!/bin/sh
 # Run by PostgreSQL's container on its first start: a database and a user for each service, none of which sees another's.
+# It has to be executable: what is not, that container reads into its own shell, which would end with the first unset name.
 set -eu
 
 for service in auth accounting chat; do

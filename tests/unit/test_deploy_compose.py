@@ -123,6 +123,15 @@ def test_it_is_killed_only_after_it_had_the_time_to_end(name: str) -> None:
     assert seconds(OURS[name]["stop_grace_period"]) >= drain + FINISH_SECONDS_MAX + 10
 
 
+def test_the_script_that_makes_the_databases_runs_by_itself() -> None:
+    """PostgreSQL's container reads a script that is not executable into its own shell, with all that it sets."""
+    (mount,) = [each for each in SERVICES["postgres"]["volumes"] if each.startswith("./")]
+    source, target, how = mount.split(":")
+    assert os.access(DEPLOY / source, os.X_OK) and how == "ro" and target.startswith("/docker-entrypoint-initdb.d/")
+    password = Path(SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD_FILE"])
+    assert password.name in SERVICES["postgres"]["secrets"]
+
+
 def test_every_secret_is_made_once_and_nobody_else_may_enter_their_folder(made: Path) -> None:
     assert {name: Path(each["file"]).name for name, each in COMPOSE["secrets"].items()} == {
         name: name for name in COMPOSE["secrets"]
