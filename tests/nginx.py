@@ -18,7 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tests.clients.programs import had
 
-CONFIGURATION = Path(__file__).parents[1] / "deploy" / "nginx" / "parshall.conf"
+FOLDER = Path(__file__).parents[1] / "deploy" / "nginx"
+ONE = "parshall.conf"
+APART = "apart.conf"
 START_SECONDS_MAX = 10
 DAYS = 90
 _TRIED: list[str | None] = []
@@ -40,16 +42,20 @@ class Nginx:
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, upstream: str, wrong: Mapping[str, str]) -> Iterator[Nginx]:
+def nginx(folder: Path, upstream: str | Mapping[str, str], wrong: Mapping[str, str]) -> Iterator[Nginx]:
     """nginx in front of a server: `right` as it is committed, over TLS, and each of `wrong` over plain HTTP.
 
+    For services apart `upstream` gives their addresses by those that stand for them in the configuration.
     What is wrong is written as directives of the location; they replace those of the same name. `INNER` in them is
     another nginx, a right one without TLS, for faults that take two.
     """
     program = binary()
     assert program is not None
-    address = upstream.removeprefix("http://")
-    committed = CONFIGURATION.read_text(encoding="utf-8").replace("127.0.0.1:8000", address)
+    addresses = {"127.0.0.1:8000": upstream} if isinstance(upstream, str) else upstream
+    committed = (FOLDER / (ONE if isinstance(upstream, str) else APART)).read_text(encoding="utf-8")
+    for named, real in addresses.items():
+        assert named in committed
+        committed = committed.replace(named, real.removeprefix("http://"))
     certificate(folder)
     head, _, server = committed.partition("\nserver {")
     ports = dict(zip(["right", "inner", *wrong], free_ports(len(wrong) + 2), strict=True))
@@ -59,17 +65,17 @@ def nginx(folder: Path, upstream: str, wrong: Mapping[str, str]) -> Iterator[Ngi
         blocks.append(_plain("server {" + server, ports[name], directives.replace("INNER", inner)))
     file = folder / "nginx.conf"
     file.write_text(_main(folder, head + "\n" + "\n".join(blocks)), encoding="utf-8")
-    process = subprocess.Popen([program, "-c", str(file), "-p", str(folder)], stderr=subprocess.PIPE, text=True)
+    log = folder / "start.log"
+    with log.open("w", encoding="utf-8") as told:
+        process = subprocess.Popen([program, "-c", str(file), "-p", str(folder)], stderr=told)
     try:
-        _wait(process, ports["right"])
+        wait_for_port(process, ports["right"], log)
         urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         urls["right"] = urls["right"].replace("http:", "https:")
         yield Nginx(urls=urls, ca_file=str(folder / "fullchain.pem"))
     finally:
         process.terminate()
         process.wait(10)
-        assert process.stderr is not None
-        process.stderr.close()
 
 
 def _main(folder: Path, servers: str) -> str:
@@ -103,16 +109,16 @@ def _plain(server: str, port: int, directives: str) -> str:
     return text.replace("location / {", f"location / {{ {directives}")
 
 
-def _wait(process: subprocess.Popen[str], port: int) -> None:
+def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Return once the process listens there."""
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            assert process.stderr is not None
-            raise AssertionError(f"nginx did not start: {process.stderr.read()}")
+            raise AssertionError(f"it did not start: {log.read_text(encoding='utf-8')}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.02)
-    raise AssertionError("nginx does not listen")
+    raise AssertionError(f"nobody listens on {port}: {log.read_text(encoding='utf-8')}")
 
 
 def free_ports(count: int) -> list[int]:
@@ -125,10 +131,11 @@ def free_ports(count: int) -> list[int]:
 
 
 def certificate(folder: Path) -> None:
-    """A certificate of its own authority for 127.0.0.1, under the names of the committed configuration."""
+    """A certificate of its own authority for this machine, under the names of the committed configuration."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -137,7 +144,7 @@ def certificate(folder: Path) -> None:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=DAYS))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([address, x509.DNSName("localhost")]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )

@@ -83,6 +83,11 @@ class Server:
             shutil.rmtree(home, ignore_errors=True)
 
     @property
+    def programs(self) -> Path:
+        """The folder of its programs."""
+        return self._programs
+
+    @property
     def pid(self) -> int:
         """The postmaster's."""
         assert self._process is not None, "the server runs"

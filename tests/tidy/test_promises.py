@@ -12,7 +12,8 @@ import pytest
 from tests.tidy.repository import ROOT, SOURCE, files, name, texts
 
 import parshall
-from parshall.app.config import PREFIX, Settings
+from parshall.app.config import FILE_VARIABLE, PREFIX, Settings
+from parshall.app.secrets import FOLDER_VARIABLE
 from parshall.kernel.errors import ParshallError
 
 DOCS = [path for path in files() if path.suffix == ".md"]
@@ -58,7 +59,7 @@ def test_every_option_is_documented(option: str) -> None:
 
 
 def test_every_documented_option_exists() -> None:
-    known = {PREFIX + option.upper() for option in Settings.model_fields} | {PREFIX + "CONFIG"}
+    known = {PREFIX + option.upper() for option in Settings.model_fields} | {FILE_VARIABLE, FOLDER_VARIABLE}
     page = (ROOT / "docs" / "CONFIGURATION.md").read_text(encoding="utf-8")
     assert set(re.findall(rf"\b{PREFIX}[A-Z_]*[A-Z]\b", page)) - known == set()
 

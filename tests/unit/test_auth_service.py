@@ -511,3 +511,22 @@ async def test_a_revoked_service_gets_no_token_until_it_is_added_again(auth: Aut
         await auth.revoke_service("chat")
     assert await auth.service_token("chat", await auth.add_service("chat"))
     assert [service.name for service in await auth.services()] == ["chat"]
+
+
+async def test_a_service_is_kept_by_the_secret_it_is_given_however_often(auth: Auth) -> None:
+    first, second = "1" * 32, "2" * 32
+    assert await auth.keep_service("chat", {"auth:read"}, secret=first)
+    assert not await auth.keep_service("chat", {"auth:read"}, secret=first), "nothing to do"
+    assert await auth.service_token("chat", first, "auth:read")
+    assert await auth.keep_service("chat", {"auth:read"}, secret=second)
+    with pytest.raises(model.InvalidClient):
+        await auth.service_token("chat", first)
+    assert await auth.keep_service("chat", secret=second), "more scopes"
+    assert await auth.service_token("chat", second, "accounting:settle")
+
+
+@pytest.mark.parametrize("secret", ["", "x" * 31, "x" * 201, "x" * 16 + " " + "x" * 16, "ä" * 40, "x" * 40 + "\n"])
+async def test_a_secret_that_could_be_guessed_or_not_sent_is_refused(auth: Auth, secret: str) -> None:
+    with pytest.raises(model.WeakSecret):
+        await auth.keep_service("chat", secret=secret)
+    assert await auth.services() == []

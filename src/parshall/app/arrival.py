@@ -1,8 +1,9 @@
-"""Requests on their way in: when they have to be here, how large they may be, and what HTTP/1.1 forbids in them."""
+"""Requests on their way in: on how many connections, when they are due, how large, and what HTTP/1.1 forbids."""
 
 import asyncio
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,6 +23,13 @@ HEADERS_MAX = 100
 TARGET_BYTES_MAX = 8 * 1024
 MESSAGE_BYTES_MAX = 8 * BODY_BYTES_MAX
 """Of one request as it arrives: a body in tiny chunks has several times its own size."""
+SURPLUS_MAX = 64
+"""Connections beyond the limit that are told so; further ones are cut without a word."""
+SURPLUS_SECONDS = 1.0
+"""How long one of them may take to ask."""
+RETRY_SECONDS = 1
+FULL_TOLD_SECONDS = 60.0
+"""Between two lines of the log that say that all connections are taken."""
 
 _HOST = re.compile(rb"[A-Za-z0-9._-]+(:[0-9]{1,5})?\Z|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?\Z")
 _TARGETS = (b"/", b"http://", b"https://")
@@ -37,6 +45,7 @@ class Refusal:
     status: int
     code: str
     detail: str
+    retry_seconds: int | None = None
 
     def response(self) -> bytes:
         """The response, whole."""
@@ -44,8 +53,9 @@ class Refusal:
         document = {"type": "about:blank", "title": phrase, "status": self.status, "detail": self.detail}
         document |= {"message": self.detail, "code": self.code, "error": self.code.upper()}
         body = json.dumps(document, separators=(",", ":")).encode("ascii")
+        again = "" if self.retry_seconds is None else f"Retry-After: {self.retry_seconds}\r\n"
         head = (
-            f"HTTP/1.1 {self.status} {phrase}\r\nContent-Type: {PROBLEM_JSON}\r\nContent-Length: {len(body)}\r\n"
+            f"HTTP/1.1 {self.status} {phrase}\r\n{again}Content-Type: {PROBLEM_JSON}\r\nContent-Length: {len(body)}\r\n"
             "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
         )
         return head.encode("ascii") + body
@@ -64,6 +74,9 @@ CODED = Refusal(501, "transfer_coding_unknown", "Only the transfer coding chunke
 VERSION = Refusal(505, "http_version_unknown", "This server speaks HTTP/1.1; a proxy in front may speak others.")
 HOST = Refusal(400, "host_wrong", "An HTTP/1.1 request names its host, once and as a host; correct the field Host.")
 TARGET = Refusal(400, "target_wrong", "The request target has to be a path, with a query at most; correct it.")
+FULL = Refusal(
+    503, "connections_full", "All connections of this server are taken; try again shortly.", retry_seconds=RETRY_SECONDS
+)
 
 
 def refusal_of(version: str, method: bytes, target: bytes, headers: Headers) -> Refusal | None:
@@ -90,10 +103,17 @@ class Arrival(HttpToolsProtocol):
 
     The head of a request has to be here `head_seconds` after the connection or the first byte, and the body
     `body_seconds` after that. A connection between two requests is uvicorn's, which lets it wait for five seconds.
+
+    Beyond `connections_max` open ones a connection gets an answer to `spared` paths, else 503, and is closed; beyond
+    SURPLUS_MAX more it is cut. Those that are open are served as ever.
     """
 
     head_seconds: ClassVar[float] = HEAD_SECONDS
     body_seconds: ClassVar[float] = BODY_SECONDS
+    connections_max: ClassVar[int | None] = None
+    spared: ClassVar[frozenset[bytes]] = frozenset()
+    _full_told_at: ClassVar[float] = float("-inf")
+    _is_surplus = False
     _due: asyncio.TimerHandle | None = None
     _awaited = "head"
     """What of the request that began last is on its way: `head`, `body`, or nothing."""
@@ -105,7 +125,15 @@ class Arrival(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Whoever connects has something to say."""
         super().connection_made(transport)
-        self._expect()
+        surplus = 0 if self.connections_max is None else len(self.connections) - self.connections_max
+        self._is_surplus = surplus > 0
+        if self._is_surplus:
+            self._tell_full()
+        if surplus > SURPLUS_MAX:
+            self._refused = True
+            transport.abort()
+        else:
+            self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is on its way any more."""
@@ -138,9 +166,13 @@ class Arrival(HttpToolsProtocol):
         """The head is here. Fields that come behind the body (trailers) are no part of it (RFC 9110 §6.5.1)."""
         parser = self.parser
         self._why = refusal_of(parser.get_http_version(), parser.get_method(), self.url, self.headers)
+        if self._why is None and self._is_surplus and self.url.partition(b"?")[0] not in self.spared:
+            self._why = FULL
         if self._why is not None:
             raise ValueError(self._why.code)  # stops the parser, which lets data_received answer
         super().on_headers_complete()
+        if self._is_surplus:
+            self.cycle.keep_alive = False
         self.headers = []
         self._awaited = "body"
 
@@ -185,7 +217,14 @@ class Arrival(HttpToolsProtocol):
         self._stop_waiting()
         if wanted:
             seconds = self.head_seconds if wanted == "head" else self.body_seconds
+            seconds = min(seconds, SURPLUS_SECONDS) if self._is_surplus else seconds
             self._due, self._due_for = self.loop.call_later(seconds, self._is_due), wanted
+
+    @classmethod
+    def _tell_full(cls) -> None:
+        if (now := time.monotonic()) - Arrival._full_told_at >= FULL_TOLD_SECONDS:
+            Arrival._full_told_at = now
+            _logger.warning("connections_full", connections_max=cls.connections_max)
 
     def _is_answering(self) -> bool:
         newest = getattr(self, "cycle", None)  # uvicorn's types forget that there is none before the first request

@@ -41,6 +41,7 @@ from parshall.kernel import clock
 from parshall.kernel.database import Database, answers
 from parshall.kernel.deadlines import Deadlines
 from parshall.kernel.errors import StartupError
+from parshall.kernel.forwarding import Forwarding
 from parshall.kernel.http import Edge, install_errors
 from parshall.kernel.ratelimit import RateLimit
 from parshall.kernel.requests import WATCHED_PATHS
@@ -162,13 +163,15 @@ def application(built: System) -> ASGIApp:
     install_errors(app)
     _add_services(app, built)
     served: ASGIApp = Door(app) if built.chatting else Deadlines(app)
-    return Edge(
+    edge = Edge(
         served,
         allowed_origins=built.settings.allowed_origins,
         limit=built.limit,
         words=words_of(app),
         service=built.name,
     )
+    proxies = built.settings.trusted_proxies
+    return Forwarding(edge, trusted=proxies) if proxies else edge
 
 
 def _add_services(app: FastAPI, built: System) -> None:

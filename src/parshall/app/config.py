@@ -1,4 +1,4 @@
-"""Configuration: environment variables with the prefix PARSHALL_, then one TOML file, then defaults."""
+"""Configuration: environment variables with the prefix PARSHALL_, then files of secrets, one TOML file, defaults."""
 
 import os
 import sys
@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from parshall.accounting.signing import read_secrets
 from parshall.app.apart import Apart
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS
+from parshall.app.front import Front
 from parshall.app.oidc import OidcIssuer, check_issuers
+from parshall.app.secrets import FOLDER_VARIABLE, secret_names, secrets_folder, secrets_of
 from parshall.app.urls import check_password_is_apart, check_store
 from parshall.auth.mail import check_sender, post_of
 from parshall.chat.streams.address import Address
@@ -39,7 +41,7 @@ def default_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "parshall"
 
 
-class Settings(Apart, BaseSettings):
+class Settings(Apart, Front, BaseSettings):
     """Every option, with its unit. A file may hold the same names in lower case."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -293,9 +295,10 @@ class Settings(Apart, BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments over environment over the file; no .env file and no secrets folder is read."""
+        """Arguments over environment over files of secrets over the configuration file; no .env file is read."""
         file = config_file()
-        return (init_settings, env_settings, *([TomlSource(settings_cls, file)] if file else []))
+        toml = [TomlSource(settings_cls, file)] if file else []
+        return (init_settings, env_settings, *secrets_of(settings_cls), *toml)
 
 
 def config_file() -> Path | None:
@@ -318,14 +321,18 @@ def load(**overrides: object) -> Settings:
         raise StartupError(f"The configuration is wrong: {wrong}. `parshall config` lists every option.") from error
     except tomllib.TOMLDecodeError as error:
         raise StartupError(f"The configuration file {config_file()} is not valid TOML: {error}.") from error
+    except SettingsError as error:
+        raise StartupError(f"A file in {secrets_folder()} cannot be read: {error}.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise StartupError(f"The configuration file {config_file()} cannot be read: {error}.") from error
 
 
 def unknown_variables() -> list[str]:
-    """Environment variables that look like options and are none: a typing error, or an option of another version."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {FILE_VARIABLE, PASSWORD_VARIABLE}
-    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    """What looks like an option and is none, in the environment or as a file of a secret: a typing error, perhaps."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known |= {FILE_VARIABLE, FOLDER_VARIABLE, PASSWORD_VARIABLE}
+    given = {name for name in os.environ if name.startswith(PREFIX)} | set(secret_names(PREFIX))
+    return sorted(given - known)
 
 
 def _option(location: tuple[int | str, ...]) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from collections.abc import Collection
 from typing import ClassVar
 
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS, Arrival
@@ -96,6 +97,8 @@ def connections(
     buffer_bytes: int,
     head_seconds: float = HEAD_SECONDS,
     body_seconds: float = BODY_SECONDS,
+    connections_max: int | None = None,
+    spared: Collection[str] = (),
 ) -> type[Connection]:
     """The class of a server's connections, as uvicorn takes it."""
     bound = {
@@ -103,5 +106,7 @@ def connections(
         "buffer_bytes": buffer_bytes,
         "head_seconds": head_seconds,
         "body_seconds": body_seconds,
+        "connections_max": connections_max,
+        "spared": frozenset(path.encode() for path in spared),
     }
     return type("BoundConnection", (Connection,), bound)

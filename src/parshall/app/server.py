@@ -17,6 +17,7 @@ from parshall.app import compose, config
 from parshall.app.apart import ALL, ServiceName, port_of
 from parshall.app.config import Settings
 from parshall.app.connection import connections
+from parshall.app.front import connections_max, raise_descriptor_limit
 from parshall.app.local import webhook
 from parshall.app.removing import Remover
 from parshall.app.supervise import end_with_parent
@@ -52,6 +53,7 @@ def run(
     json = None if settings.log_format == "auto" else settings.log_format == "json"
     telemetry.configure(level=settings.log_level, json=json, service=service)
     check_demo(settings, demo=demo)
+    raise_descriptor_limit()
     services = ALL if service is None else frozenset({service})
     with (
         contextlib.closing(_listening(settings, service, descriptor)) as bound,
@@ -166,6 +168,8 @@ def _config(built: compose.System) -> uvicorn.Config:
             buffer_bytes=built.settings.reader_buffer_bytes,
             head_seconds=built.settings.request_head_seconds,
             body_seconds=built.settings.request_body_seconds,
+            connections_max=connections_max(built.settings),
+            spared=compose.HEALTH_PATHS,
         ),
         ws="none",
         lifespan="off",
@@ -173,7 +177,7 @@ def _config(built: compose.System) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         date_header=False,  # the edge adds it behind the id header, which must come first (H1)
-        proxy_headers=False,
+        proxy_headers=False,  # kernel/forwarding.py reads them, and no word of them that it does not understand
         backlog=LISTEN_BACKLOG,
         timeout_graceful_shutdown=int(built.settings.drain_seconds + FINISH_SECONDS_MAX),
     )

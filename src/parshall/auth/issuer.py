@@ -91,16 +91,37 @@ class Issuer:
 
         Raises MalformedServiceName, InvalidScope or ServiceExists.
         """
-        model.check_service_name(name)
-        service = Service(name=name, scopes=frozenset(scopes), created_at=self._clock())
-        if not service.scopes or not service.scopes <= model.SCOPES:
-            raise model.InvalidScope
-        secret = secrets.token_urlsafe(32)
+        service, secret = self._service(name, scopes), secrets.token_urlsafe(32)
         try:
             await self._database.write(lambda c: store.insert_service(c, service, digest(secret)))
         except IntegrityError as error:
             raise model.ServiceExists from error
         return secret
+
+    async def keep_service(self, name: str, scopes: Iterable[str] = model.SCOPES, *, secret: str) -> bool:
+        """Have a service be known by this secret and these scopes, in place of others; whether that changed anything.
+
+        Raises MalformedServiceName, InvalidScope or WeakSecret.
+        """
+        service = self._service(name, scopes)
+        model.check_service_secret(secret)
+
+        def work(connection: Connection) -> bool:
+            found = store.find_service(connection, name)
+            if found and (found[0].scopes, found[1]) == (service.scopes, digest(secret)):
+                return False
+            store.delete_service(connection, name)
+            store.insert_service(connection, service, digest(secret))
+            return True
+
+        return await self._database.write(work)
+
+    def _service(self, name: str, scopes: Iterable[str]) -> Service:
+        model.check_service_name(name)
+        service = Service(name=name, scopes=frozenset(scopes), created_at=self._clock())
+        if not service.scopes or not service.scopes <= model.SCOPES:
+            raise model.InvalidScope
+        return service
 
     async def services(self) -> list[Service]:
         """The services by name."""

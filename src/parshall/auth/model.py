@@ -29,6 +29,7 @@ SCOPES = frozenset({SETTLE_SCOPE, READ_SCOPE})
 
 _USERNAME = re.compile(USERNAME_PATTERN.removesuffix("$") + r"\Z")
 _EMAIL = re.compile(EMAIL_PATTERN.removesuffix("$") + r"\Z")
+_SERVICE_SECRET = re.compile(r"[!-~]{32,200}\Z")
 _SERVICE_NAME = re.compile(SERVICE_NAME_PATTERN.removesuffix("$") + r"\Z")
 
 Column = Literal["id", "username_key", "email_key"]
@@ -221,6 +222,14 @@ class ServiceExists(Conflict):
     default = "A service of that name exists; revoke it first to give it a new secret."
 
 
+class WeakSecret(Invalid):
+    """A secret for a service that could be guessed, or that a header cannot carry."""
+
+    code = "weak_secret"
+    title = "Weak secret"
+    default = "A secret has 32 to 200 printable ASCII characters without blanks; `openssl rand -hex 32` makes one."
+
+
 class InvalidScope(Invalid):
     """A scope that does not exist, or that this service does not have (RFC 6749 §5.2)."""
 
@@ -259,6 +268,12 @@ def check_email(email: str) -> None:
     """Raises MalformedEmail."""
     if len(email) > EMAIL_CHARS_MAX or not _EMAIL.match(email):
         raise MalformedEmail(errors=[{"path": "body.email", "message": MalformedEmail.default}])
+
+
+def check_service_secret(secret: str) -> None:
+    """Raises WeakSecret."""
+    if not _SERVICE_SECRET.match(secret):
+        raise WeakSecret
 
 
 def check_service_name(name: str) -> None:

@@ -8,6 +8,7 @@ import typer
 from pydantic import BaseModel, SecretStr
 
 from parshall.app.config import PREFIX, Settings, load
+from parshall.app.secrets import secret_names
 from parshall.cli.terminal import AsJson, complain, show
 from parshall.kernel.errors import StartupError
 
@@ -45,8 +46,10 @@ def _rows(settings: Settings | None) -> list[dict[str, Any]]:
 def _source(settings: Settings, name: str) -> str:
     if name not in settings.model_fields_set:
         return "default"
-    in_environment = any(variable.upper() == f"{PREFIX}{name.upper()}" for variable in os.environ)
-    return "environment" if in_environment else "file"
+    option = f"{PREFIX}{name.upper()}"
+    if any(variable.upper() == option for variable in os.environ):
+        return "environment"
+    return "secret" if option in secret_names(PREFIX) else "file"
 
 
 def _shown(value: object) -> object:

@@ -261,7 +261,9 @@ class Edge:
         finally:
             method, path = exchange.scope["method"], exchange.scope[names.LOGGED_PATH]
             milliseconds = round((time.perf_counter() - began) * 1000, 1)
-            _logger.info("request", method=method, path=path, status=exchange.status, milliseconds=milliseconds)
+            client = exchange.scope.get("client")
+            told = {"status": exchange.status, "milliseconds": milliseconds, "client": client[0] if client else None}
+            _logger.info("request", method=method, path=path, **told)
 
     async def _admitted(self, exchange: "_Exchange", headers: Headers) -> bool:
         """Whether the request goes on; where it does not, the refusal is sent."""

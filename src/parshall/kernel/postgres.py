@@ -46,9 +46,13 @@ CONNECTION_OPTIONS = {
 SESSION = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '30s'"
 """No replica that hangs in a transaction may hold the others up for longer."""
 SESSION_OF_WRITES = (
-    f"{SESSION}; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
+    f"{SESSION}; SET default_transaction_isolation = 'read committed'; "
+    "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 )
-"""Writes find their rows by index. A plan that reads a table whole because it was small, or not yet analyzed, when the
+"""Each statement sees what was committed before it, whatever the server's default is: who has waited for a lock would
+else look past what its holder has done.
+
+Writes find their rows by index. A plan that reads a table whole because it was small, or not yet analyzed, when the
 statement was prepared would be kept while the table grows."""
 
 _UNIQUE_VIOLATION = "23505"
