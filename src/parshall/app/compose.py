@@ -23,6 +23,7 @@ from parshall.app.local import only_one_of, open_database, prepare_home
 from parshall.app.page import DOCTOR_HEADERS, DOCTOR_PAGE, HOME_POLICY, api_page, browser_file, guide, home_page
 from parshall.app.parts import Parts, parts_of
 from parshall.app.people import Users
+from parshall.app.tracing import Traced, traced_parts
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
 from parshall.chat.catalog import Catalog
@@ -83,6 +84,7 @@ class System:
     verifier: TokenVerifier
     readers: set[Reading]
     limit: RateLimit
+    traced: Traced
     settings: Settings
 
 
@@ -96,15 +98,19 @@ async def system(settings: Settings, services: frozenset[ServiceName] = ALL) -> 
         parts = await stack.enter_async_context(parts_of(settings, services))
         chatting = await _chatting(settings, parts, stack) if ServiceName.CHAT in services else None
         verifier = TokenVerifier(parts.auth.key_set, issuer=settings.issuer, clock=clock.now, exchange=parts.exchange)
+        name = "parshall" if services == ALL else min(services).value
+        chat = (chatting.database, Users(parts.auth)) if chatting else None
+        traced = stack.enter_context(traced_parts(settings, name, verifier, chat))
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)
         yield System(
-            name="parshall" if services == ALL else min(services).value,
+            name=name,
             parts=parts,
             chatting=chatting,
             verifier=verifier,
             readers=set(),
             limit=_rate_limit(settings, windows, verifier),
+            traced=traced,
             settings=settings,
         )
 
@@ -163,7 +169,7 @@ def application(built: System) -> ASGIApp:
     _add_services(app, built)
     _add_operations(app, built)
     served: ASGIApp = Door(app) if built.chatting else Deadlines(app)
-    return Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit)
+    return built.traced.in_front_of(Edge(served, allowed_origins=built.settings.allowed_origins, limit=built.limit))
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -194,6 +200,7 @@ def _add_services(app: FastAPI, built: System) -> None:
         routers += [chat_router, supervision_router]
     for router in routers:
         app.include_router(router)
+    built.traced.offer(app)
 
 
 def _add_operations(app: FastAPI, built: System) -> None:

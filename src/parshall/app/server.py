@@ -128,7 +128,9 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
         lease_seconds=settings.lease_seconds,
         retention_seconds=settings.stream_retention_hours * 3600,
     )
-    tasks = [asyncio.create_task(sweeper.run(), name="sweeper")]
+    tasks, keeper = [asyncio.create_task(sweeper.run(), name="sweeper")], built.traced.keeper
+    if keeper is not None:
+        tasks.append(asyncio.create_task(keeper.run(), name="header traces"))
     if auth is not None and auth.correspondence.is_on:
         tasks.append(asyncio.create_task(auth.correspondence.run(), name="correspondence"))
     if hook is not None and accounting is not None:
@@ -139,6 +141,8 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if keeper is not None:
+            await keeper.flush()
         if hook is not None:
             await hook.close()
 
@@ -153,6 +157,7 @@ def _config(built: compose.System) -> uvicorn.Config:
             body_seconds=built.settings.request_body_seconds,
         ),
         ws="none",
+        interface="asgi3",  # what it is, it does not show: a plain function keeps it out of the way
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 from parshall.auth import keys
 from parshall.auth.edge import Document, Email, NewPassword, Present, Service, SignupBody, Username, network_address
 from parshall.auth.http_admin import router as administration
+from parshall.auth.http_debug import router as debugging
 from parshall.auth.http_keys import router as api_keys
 from parshall.auth.http_mail import router as mail
 from parshall.auth.mailed import Purpose
@@ -22,6 +23,7 @@ router = APIRouter(prefix="/api", tags=["auth"], route_class=StrictRoute)
 router.include_router(administration)
 router.include_router(api_keys)
 router.include_router(mail)
+router.include_router(debugging)
 wellknown = APIRouter(tags=["auth"], route_class=StrictRoute)
 
 ACCESS_COOKIE = "accessToken"

@@ -28,6 +28,7 @@ from parshall.kernel.browsers import SECURITY
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
 from parshall.kernel.problems import PROBLEM_JSON
 from parshall.kernel.ratelimit import REFUSED_CALLER, Pairs, RateLimit
+from parshall.kernel.recording import RawHeaders, header_list
 from parshall.kernel.scopes import check_scope
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import Principal, Role, presented_token
@@ -307,9 +308,9 @@ class _Exchange:
             message["headers"] = self._completed(message.get("headers", ()))
         await self._send(message)
 
-    def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> names.RawHeaders:
+    def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
         """What is missing is appended, never prepended: on a stream the id header must stay the first (H1)."""
-        raw = list(headers)
+        raw = header_list(headers)
         there = {name.lower(): place for place, (name, _) in reversed(tuple(enumerate(raw)))}
         own = ((names.REQUEST_ID_HEADER, self.scope["request_id"]), ("Date", _date(int(time.time()))))
         for name, value in (*self.cors, *own, *SECURITY, *self.limits):
