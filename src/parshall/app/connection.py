@@ -3,10 +3,11 @@
 import asyncio
 import socket
 import struct
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS, Arrival
 from parshall.kernel.headers import loggable
+from parshall.kernel.recording import NAMES_AS_SENT
 from parshall.kernel.telemetry import log
 
 _UNSENT_MAX: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
@@ -85,18 +86,37 @@ class Connection(Arrival):
             self.transport.abort()
 
 
+class _AsSent(Connection):
+    """A connection that keeps the names of header fields in the case in which they came, for traces."""
+
+    _names: list[bytes]
+
+    def on_message_begin(self) -> None:
+        """Another request."""
+        super().on_message_begin()
+        self._names = []
+        scope = cast("dict[str, Any]", self.scope)
+        scope[NAMES_AS_SENT] = self._names
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field; one behind the body (a trailer) comes after those that count."""
+        self._names.append(name)
+        super().on_header(name, value)
+
+
 def connections(
     *,
     stall_seconds: float,
     buffer_bytes: int,
     head_seconds: float = HEAD_SECONDS,
     body_seconds: float = BODY_SECONDS,
+    names_as_sent: bool = False,
 ) -> type[Connection]:
-    """The class of a server's connections, as uvicorn takes it."""
+    """The class of a server's connections, as uvicorn takes it; `names_as_sent` is for traces of every request."""
     bound = {
         "stall_seconds": stall_seconds,
         "buffer_bytes": buffer_bytes,
         "head_seconds": head_seconds,
         "body_seconds": body_seconds,
     }
-    return type("BoundConnection", (Connection,), bound)
+    return type("BoundConnection", (_AsSent if names_as_sent else Connection,), bound)

@@ -155,6 +155,7 @@ def _config(built: compose.System) -> uvicorn.Config:
             buffer_bytes=built.settings.reader_buffer_bytes,
             head_seconds=built.settings.request_head_seconds,
             body_seconds=built.settings.request_body_seconds,
+            names_as_sent=built.settings.header_trace != "off",
         ),
         ws="none",
         interface="asgi3",  # what it is, it does not show: a plain function keeps it out of the way

@@ -20,6 +20,8 @@ from parshall.kernel.telemetry import log
 
 RawHeaders = list[tuple[bytes, bytes]]
 Sink = Callable[[Document], None]
+NAMES_AS_SENT = "parshall.names_as_sent"
+"""Where the scope has the names of the fields in their own case; without it they are in lower case."""
 CALLS_MAX = 200
 """Calls to others that are kept of one request; a stream that is extended for an hour makes as many."""
 
@@ -67,7 +69,11 @@ class Recording:
     @property
     def received(self) -> Pairs:
         """The fields of the request, as the server gives them."""
-        return exchange.decoded(self._scope["headers"])
+        fields = self._scope["headers"]
+        names = self._scope.get(NAMES_AS_SENT, ())[: len(fields)]
+        if len(names) == len(fields):
+            fields = [(name, value) for name, (_, value) in zip(names, fields, strict=True)]
+        return exchange.decoded(fields)
 
     # ── Writing headers ─────────────────────────────────────────────────────────────────────────────────────────────
 
