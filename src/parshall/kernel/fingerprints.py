@@ -41,7 +41,7 @@ _LONG = re.compile(r"(?<![\w.~+/=-])(?!stream-[0-9]{10})[\w.~+/=-]{40,}")
 """As long as tokens, keys and codes are; ids of streams are none."""
 _LONG_PART = re.compile(r"(?<![\w.~+=-])(?!stream-[0-9]{10})[\w.~+=-]{40,}")
 """The same within a URL, whose slashes divide it."""
-_KNOWN_FORM = re.compile(r"\beyJ[\w.-]+|\bparshall_\w+|(?i:\b(?:bearer|basic)\s+)[^\s,;]+")
+_KNOWN_FORM = re.compile(r"\beyJ[\w.-]+|\bparshall_[^\s,;]+|(?i:\b(?:bearer|basic)\s+)[^\s,;]+")
 _PARAMETER = re.compile(r"[?&;#]([^=&;?#\s]+)=")
 _VALUE = re.compile(r"[^&#\s>\"]*")
 
