@@ -33,6 +33,9 @@ SECRETS = st.text(string.ascii_letters + string.digits + "._~+-", min_size=12, m
         ("Referer", "https://chat.example.org/reset?token={}&x=1"),
         ("Location", "/reset?x=/y?code={}"),
         ("Refresh", "0;url=/reset?code={}#x"),
+        ("Referer", "https://me:{}@chat.example.org/"),
+        ("Ocp-Apim-Subscription-Key", "{}"),
+        ("X-Session", "{}"),
         ("X-Anything", "Bearer {}"),
         ("X-Anything", "so it was parshall_{}"),
     ],
@@ -66,6 +69,7 @@ def test_equal_secrets_have_equal_fingerprints_wherever_they_stand(one: str, oth
     ("name", "value"),
     [
         ("X-Streaming-Session-Id", ID),
+        ("Idempotency-Key", "order-17"),
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         ("Set-Cookie2-Like", "Path=/; HttpOnly"),
         ("Cache-Control", "no-cache, no-transform"),

@@ -26,6 +26,8 @@ RECENT_MAX = 50
 LOOK_SECONDS = 1.0
 """Between two looks at the switches: within so long every process follows one that another has set."""
 FORGET_SECONDS = 60.0
+FORGET_AFTER = 500
+"""Traces; so many more than trace_store.TRACES_MAX may be there for a moment."""
 WAITING_MAX = 512
 """Traces that wait to be kept; further ones are dropped and counted."""
 BATCH_MAX = 64
@@ -151,6 +153,7 @@ class TraceKeeper:
         self._clock = clock
         self._waiting: deque[Document] = deque()
         self._dropped = 0
+        self._kept = 0
         self._wakened = asyncio.Event()
         tracing.sink = self.keep
 
@@ -173,7 +176,7 @@ class TraceKeeper:
                 look_at = loop.time() + LOOK_SECONDS
                 with unharmed("look"):
                     await self.look()
-            if loop.time() >= forget_at:
+            if loop.time() >= forget_at or self._kept >= FORGET_AFTER:
                 forget_at = loop.time() + FORGET_SECONDS
                 with unharmed("forget"):
                     await self._forget()
@@ -184,13 +187,14 @@ class TraceKeeper:
             batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
             with unharmed("write"):
                 await self._database.write(partial(trace_store.add_traces, documents=batch))
+                self._kept += len(batch)
         if self._dropped:
             _logger.warning("header_traces_dropped", count=self._dropped)
             self._dropped = 0
 
     async def _forget(self) -> None:
-        before = self._clock() - KEPT_MICROSECONDS
-        await self._database.write(lambda c: trace_store.forget_traces(c, before=before))
+        now, self._kept = self._clock(), 0
+        await self._database.write(lambda c: trace_store.forget_traces(c, now=now))
 
     async def look(self) -> None:
         """Follow the switches as they are now. With tracing on for everything they say nothing more."""

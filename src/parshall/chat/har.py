@@ -1,4 +1,4 @@
-"""A stream's trace as an HTTP Archive (HAR 1.2), which the developer tools of browsers import. Pure."""
+"""A stream's trace as an HTTP Archive (HAR 1.2), which the developer tools of browsers import; pure."""
 
 from collections.abc import Sequence
 from http import HTTPStatus

@@ -1,4 +1,4 @@
-"""What was recorded of a stream's requests, told in order: each with its calls, and all of it as one timeline. Pure."""
+"""What was recorded of a stream's requests, told in order: each with its calls, and all of it as one timeline; pure."""
 
 import re
 from collections import defaultdict

@@ -107,9 +107,10 @@ def recent_traces(connection: Connection, *, since: int, limit: int) -> list[Doc
     return [msgspec.json.decode(row.document) for row in rows]
 
 
-def forget_traces(connection: Connection, *, before: int) -> None:
-    """Forget what is older than that instant, and what is more than TRACES_MAX."""
-    connection.execute(delete(traces).where(traces.c.at <= before))
+def forget_traces(connection: Connection, *, now: int) -> None:
+    """Forget what is older than KEPT_MICROSECONDS, what is more than TRACES_MAX, and switches that are over."""
+    connection.execute(delete(switches).where(switches.c.until <= now))
+    connection.execute(delete(traces).where(traces.c.at <= now - KEPT_MICROSECONDS))
     if (connection.scalar(select(func.count()).select_from(traces)) or 0) > TRACES_MAX:
         order = select(traces.c.at).order_by(traces.c.at.desc()).offset(TRACES_MAX).limit(1)
         eldest = connection.scalar(order)

@@ -19,12 +19,13 @@ DEBUG_HEADER = "X-Debug-Headers"
 """What asks for a trace of its request; its value is a signed token and so a secret."""
 
 _SECRET_NAME = re.compile(
-    r"token|secret|passw|api-?key|authori[sz]ation|cookie|credential|signature|jwt|csrf|xsrf|x-auth"
-    rf"|^{DEBUG_HEADER}$",
+    r"token|secret|passw|api-?key|-key$|authori[sz]ation|authentication|cookie|credential|signature|jwt|csrf|xsrf"
+    rf"|x-auth|session|^{DEBUG_HEADER}$",
     re.IGNORECASE,
 )
 _SECRET_PARAMETER = re.compile(r"token|secret|passw|key|auth|code|credential|signature|^sig$|jwt|csrf", re.IGNORECASE)
 _SCHEMES = frozenset({"bearer", "basic", "digest", "negotiate", "token", "apikey"})
+_NAMED_LIKE_ONE = frozenset({"x-streaming-session-id", "idempotency-key"})
 _NO_SECRET = frozenset(
     {
         "traceparent",
@@ -42,6 +43,8 @@ _LONG = re.compile(r"(?<![\w.~+/=-])(?!stream-[0-9]{10})[\w.~+/=-]{40,}")
 _LONG_PART = re.compile(r"(?<![\w.~+=-])(?!stream-[0-9]{10})[\w.~+=-]{40,}")
 """The same within a URL, whose slashes divide it."""
 _KNOWN_FORM = re.compile(r"\beyJ[\w.-]+|\bparshall_[^\s,;]+|(?i:\b(?:bearer|basic)\s+)[^\s,;]+")
+_USER = re.compile(r"(?<=://)[^/@?#\s]+(?=@)")
+"""Name and password before the host of a URL."""
 _PARAMETER = re.compile(r"[?&;#]([^=&;?#\s]+)=")
 _VALUE = re.compile(r"[^&#\s>\"]*")
 
@@ -65,7 +68,7 @@ class Fingerprints:
             return self._credentials(value)
         if lower in ("cookie", "set-cookie"):
             return self._cookies(value, only_first=lower == "set-cookie")
-        if _SECRET_NAME.search(lower):
+        if _SECRET_NAME.search(lower) and lower not in _NAMED_LIKE_ONE:
             return self.of(value)
         if lower in _URLS:
             return self.target(value)
@@ -74,7 +77,7 @@ class Fingerprints:
 
     def target(self, url: str) -> str:
         """A URL, or the path and query of one, without what its parameters and long parts hold in secret."""
-        plain = "".join(self._parameters(url))
+        plain = "".join(self._parameters(_USER.sub(self._found, url)))
         return _LONG_PART.sub(self._found, _KNOWN_FORM.sub(self._form, plain))
 
     def _credentials(self, value: str) -> str:

@@ -19,7 +19,7 @@ from parshall.kernel.deadlines import WITHIN_HEADER, seconds_left
 from parshall.kernel.errors import ParshallError, Unavailable
 from parshall.kernel.fingerprints import DEBUG_HEADER
 from parshall.kernel.headers import REQUEST_ID_HEADER
-from parshall.kernel.recording import current
+from parshall.kernel.recording import current, unharmed
 from parshall.kernel.telemetry import log
 
 CALL_SECONDS_MAX = 4.0
@@ -193,7 +193,7 @@ class Peer:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         voucher = token if scheme == "Bearer" else ""
         if not voucher and self._voucher is not None:
-            with contextlib.suppress(Unavailable, TimeoutError):
+            with unharmed("voucher"), contextlib.suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(VOUCHER_SECONDS_MAX):
                     voucher = await self._voucher()
         return headers | {DEBUG_HEADER: voucher} if voucher else headers
