@@ -142,7 +142,7 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if keeper is not None:
-            await keeper.flush()
+            await keeper.close()
         if hook is not None:
             await hook.close()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +29,7 @@ LOOK_SECONDS = 1.0
 FORGET_SECONDS = 60.0
 FORGET_AFTER = 500
 """Traces; so many more than trace_store.TRACES_MAX may be there for a moment."""
+CLOSE_SECONDS_MAX = 2.0
 WAITING_MAX = 512
 """Traces that wait to be kept; further ones are dropped and counted."""
 BATCH_MAX = 64
@@ -180,6 +182,12 @@ class TraceKeeper:
                 forget_at = loop.time() + FORGET_SECONDS
                 with unharmed("forget"):
                     await self._forget()
+
+    async def close(self) -> None:
+        """Keep what still waits, unless that takes too long: nobody's end waits for a trace."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await self.flush()
 
     async def flush(self) -> None:
         """Keep all that waits; what cannot be kept is dropped."""

@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex
 from starlette.types import Scope
 
 from parshall.kernel import exchange
+from parshall.kernel.errors import ParshallError
 from parshall.kernel.exchange import FAULTS_MAX, SETS_MAX, Document, Fault, FaultKind, HeaderSet, Pairs, Started
 from parshall.kernel.fingerprints import Fingerprints
 from parshall.kernel.ids import new_id
@@ -258,6 +259,8 @@ def unharmed(step: str) -> Iterator[None]:
     """What fails in here is logged and dropped: a trace must not break what it traces."""
     try:
         yield
+    except ParshallError as error:  # what is down says nothing about this code
+        _logger.warning("header_trace_put_off", step=step, reason=error.detail)
     except Exception:
         _logger.exception("header_trace_failed", step=step)
 

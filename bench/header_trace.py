@@ -1,0 +1,109 @@
+"""Measures what traces of headers cost: off against a commit before them, and on, in turn: `bench/header_trace.py`.
+
+All servers run at once and are visited in turn within a round, so that a noisy moment of the machine hits all of them.
+CPU time of the server is compared, within a round: that of a short stream, and of a further event of a longer one.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import tarfile
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from deployment import Deployment, deployed
+from load import Record, Request, run
+from processes import BENCH, Process, running
+
+SHORT, LONG = "flow-1-0", "flow-100-5"
+EVENTS_MORE = 99
+SHORT_STREAMS, LONG_STREAMS, AT_ONCE = 60, 32, 8
+SETTINGS = {"off": "off", "on": "on", "development": "development"}
+BEFORE = "before"
+
+
+def main() -> None:
+    """Run rounds and print the table."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--before", required=True, help="the commit to hold it against")
+    options.add_argument("--rounds", type=int, default=7)
+    asked = options.parse_args()
+    measured: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    with ExitStack() as stack:
+        provider = stack.enter_context(running([str(BENCH / "provider.py")])).url + "/v1"
+        servers = {
+            name: stack.enter_context(deployed(provider, settings)) for name, settings in _targets(asked.before, stack)
+        }
+        for server in servers.values():
+            _cpu(server, SHORT, SHORT_STREAMS)
+        for number in range(asked.rounds):
+            names = list(servers)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                measured[name].append(_visit(servers[name]))
+    _tell(measured)
+
+
+def _targets(before: str, stack: ExitStack) -> list[tuple[str, dict[str, str]]]:
+    """The servers by name, each with its environment."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="parshall-bench-")))
+    packed = subprocess.run(["git", "archive", before, "src"], cwd=BENCH.parent, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
+    own = {name: {"PARSHALL_HEADER_TRACE": value} for name, value in SETTINGS.items()}
+    here = {"PYTHONPATH": str(BENCH.parent / "src")}
+    return [(BEFORE, {"PYTHONPATH": str(folder / "src")}), *((name, here | each) for name, each in own.items())]
+
+
+def _visit(server: Deployment) -> tuple[float, float]:
+    """Microseconds of CPU of a short stream, and of a further event."""
+    short = _cpu(server, SHORT, SHORT_STREAMS) / SHORT_STREAMS
+    long = _cpu(server, LONG, LONG_STREAMS) / LONG_STREAMS
+    return short * 1e6, (long - short) * 1e6 / EVENTS_MORE
+
+
+def _cpu(server: Deployment, model: str, streams: int) -> float:
+    """Seconds of CPU that so many streams took; each of them was whole."""
+    body = json.dumps({"message": "measure", "modelId": model}).encode()
+    token = (("Authorization", f"Bearer {server.token}"),)
+    requests = [
+        Request(path=f"/api/chat/sessions/{session}/stream", body=body, headers=token)
+        for session in server.new_sessions(streams)
+    ]
+    process: Process = server.process
+    done = run(requests, url=process.url, at_once=AT_ONCE, ramp_seconds=0.0, measured=process)
+    wrong = [record.failure or "no answer" for record in done.records if not _is_whole(record)]
+    if wrong or len(done.records) != streams:
+        raise SystemExit(f"{len(wrong)} of {len(done.records)} streams failed: {wrong[:1]}")
+    return done.cpu_seconds
+
+
+def _is_whole(record: Record) -> bool:
+    """Whether a stream has ended with its answer and its receipt."""
+    text = b"".join(each for _, each in record.reads)
+    return record.failure is None and b"event: done" in text and b'"settlement":"settled"' in text
+
+
+def _tell(measured: dict[str, list[tuple[float, float]]]) -> None:
+    print("| server | CPU µs/stream | against before | CPU µs/event | against before |")
+    print("|---|---|---|---|---|")
+    for name, taken in measured.items():
+        cells = [name]
+        for which in (0, 1):
+            own, before = [each[which] for each in taken], [each[which] for each in measured[BEFORE]]
+            cells += [f"{statistics.median(own):.0f}", _ratio(own, before)]
+        print(f"| {' | '.join(cells)} |")
+
+
+def _ratio(own: Sequence[float], before: Sequence[float]) -> str:
+    """The median of the rounds, with the least and the most."""
+    ratios = sorted(one / other for one, other in zip(own, before, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+
+
+if __name__ == "__main__":
+    main()
