@@ -14,7 +14,7 @@ from parshall.kernel.debugtokens import Debugger, debugger_of, unverified
 from parshall.kernel.errors import ParshallError
 from parshall.kernel.exchange import decoded
 from parshall.kernel.fingerprints import DEBUG_HEADER, Fingerprints
-from parshall.kernel.headers import STREAM_ID_HEADER
+from parshall.kernel.headers import STREAM_ID_HEADER, loggable
 from parshall.kernel.ids import stream_id_in
 from parshall.kernel.recording import Recording, Sink, current, unharmed
 from parshall.kernel.telemetry import log
@@ -106,7 +106,7 @@ class Tracing:
         )
         if self.mode is Mode.DEVELOPMENT:
             for fault in recording.faults:
-                _logger.error("header_fault", **fault.wire())
+                _logger.error("header_fault", path=loggable(scope["path"]), **fault.wire())
 
     async def _debugger(self, scope: Scope) -> Debugger | None:
         presented = _header(scope, _DEBUG)

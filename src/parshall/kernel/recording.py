@@ -87,14 +87,13 @@ class Recording:
     def noted(self, name: bytes, value: bytes | None, target: int) -> None:
         """A field has been set, or taken away (None). One that is set on a response that is on its way is late."""
         place = place_of_caller()
-        text = None if value is None else value.decode("latin-1")
-        if len(self._sets) < SETS_MAX:
-            written = HeaderSet(
-                seconds=self._seconds(), name=name.decode("latin-1"), value=text, place=place, target=target
-            )
-            self._sets.append(written)
-        if target in self._on_their_way:
-            self.fault("late", name.decode("latin-1"), place)
+        with unharmed("note"):
+            own, text = name.decode("latin-1"), None if value is None else value.decode("latin-1")
+            if len(self._sets) < SETS_MAX:
+                written = HeaderSet(seconds=self._seconds(), name=own, value=text, place=place, target=target)
+                self._sets.append(written)
+            if target in self._on_their_way:
+                self.fault("late", own, place)
 
     def fault(self, kind: FaultKind, name: str, place: str | None = None) -> None:
         """Something was written that cannot be right."""
