@@ -103,7 +103,7 @@ PATHS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/api/chat/observations": (ADMIN, None),
     "/api/debug/headers": (ADMIN, {"userId": "mallory", "minutes": 1}),
     "/api/debug/headers/token": (ADMIN, {"minutes": 1}),
-    "/api/debug/headers/{named}": (ADMIN, None),
+    "/api/debug/headers/{stream_id}": (ADMIN, None),
 }
 """Every path, who may, and a body that is in order. A path that is not here fails the test: say whose it is."""
 ALSO = {"GET /api/prices": OWN}
@@ -178,7 +178,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
             names.setdefault("organisation_id", made)
         names["key_id"] = victim.post("/api/auth/api-keys", {"name": MARK}, expect=201)["id"]
         names["session_id"] = victim.session(title=MARK, initialMessage=f"hello {MARK}")
-        names["stream_id"] = names["named"] = stream_id_of(victim.ask(names["session_id"], "fake-n2"))
+        names["stream_id"] = stream_id_of(victim.ask(names["session_id"], "fake-n2"))
         victim.ended(names["stream_id"])
         sue = server.user("sue", "sue-password")
         yield Town(server=server, at=at, victim=victim, mallory=mallory, sue=sue, names=names)

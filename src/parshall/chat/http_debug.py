@@ -66,22 +66,22 @@ async def list_switches(_caller: Admin, traces: TracesService) -> dict[str, Any]
     }
 
 
-@router.get("/{named}")
+@router.get("/{stream_id}")
 async def read_trace(
-    named: Named,
+    stream_id: Named,
     caller: Admin,
     traces: TracesService,
     form: Annotated[Literal["json", "har"], Query(alias="format")] = "json",
 ) -> dict[str, Any]:
     """What was traced of a stream, or of one request by its id, as a timeline or as HAR 1.2."""
-    found = await traces.read(named, by=_by(caller))
-    return har_of(found) if form == "har" else timeline_of(named, found)
+    found = await traces.read(stream_id, by=_by(caller))
+    return har_of(found) if form == "har" else timeline_of(stream_id, found)
 
 
-@router.delete("/{named}")
-async def switch_off(named: Named, caller: Admin, traces: TracesService, keeper: Keeper) -> dict[str, Any]:
+@router.delete("/{stream_id}")
+async def switch_off(stream_id: Named, caller: Admin, traces: TracesService, keeper: Keeper) -> dict[str, Any]:
     """Turn off a switch by its id, or those of a user or a stream by theirs. What was traced stays."""
-    gone = await traces.switch_off(named, by=_by(caller))
+    gone = await traces.switch_off(stream_id, by=_by(caller))
     await keeper.look()
     return {"message": "These are traced no more.", "switches": [_switch_wire(each) for each in gone]}
 
