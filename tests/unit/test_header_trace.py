@@ -22,7 +22,7 @@ from parshall.auth import keys
 from parshall.chat.har import har_of
 from parshall.chat.timeline import timeline_of
 from parshall.chat.trace_store import DOCUMENT_BYTES_MAX, fitted
-from parshall.kernel import clock, exchange
+from parshall.kernel import clock, exchange, headertrace
 from parshall.kernel.debugtokens import DEBUG_TYPE
 from parshall.kernel.exchange import Document, HeaderSet, Started, faults_of, response_fields
 from parshall.kernel.fingerprints import DEBUG_HEADER, Fingerprints
@@ -31,6 +31,7 @@ from parshall.kernel.headertrace import HeaderTrace, Mode, Switched, Tracing
 from parshall.kernel.hops import REPORT_BYTES_MAX, REPORT_HEADER, compared, difference, read_report, report
 from parshall.kernel.http import Edge, install_errors
 from parshall.kernel.places import noted_places
+from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import ALGORITHM, TokenVerifier
 
 ID = "stream-1620847252-a1b2c3d4"
@@ -74,6 +75,16 @@ class Site:
 
 def names(fields: Sequence[Document]) -> list[str]:
     return [each["name"].lower() for each in fields]
+
+
+@pytest.fixture(autouse=True)
+def fresh_logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A logger whose lines can be captured, whatever tests before have configured."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    monkeypatch.setattr(headertrace, "_logger", log("headers"))
+    yield
+    structlog.configure(**before)
 
 
 # ── Off ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

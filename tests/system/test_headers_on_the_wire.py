@@ -19,10 +19,13 @@ from tests.hostile import Line
 from tests.replicas import replicas
 from tests.serving import ADMIN_PASSWORD, PARSHALL, Caller, Server, serving, stream_id_of, upstream
 from tests.valkey import Valkey
+from typer.testing import CliRunner
 
 from parshall.app.config import Settings
 from parshall.app.local import local
 from parshall.app.split import SCOPES
+from parshall.chat.debugging import LOOK_SECONDS
+from parshall.cli.main import app
 
 PROVIDER_KEY = "sk-the-providers-own-key"
 SETTINGS = {"EMBEDDED_MODEL": "off", "OPENAI_MODELS": "fake,*", "OPENAI_API_KEY": PROVIDER_KEY}
@@ -246,6 +249,35 @@ def test_a_stream_that_is_stopped_in_the_middle_is_told_with_its_end(admin: Call
     start = next(each for each in told["exchanges"] if each["role"] == "start")
     assert start["firstByteMilliseconds"] < start["endedMilliseconds"]
     assert [event["event"] for event in told["timeline"] if event["exchange"] == start["id"]][-1] == "end"
+
+
+def test_the_command_switches_shows_and_writes_an_archive_beside_a_running_server(
+    server: Server, admin: Caller, ann: Caller, tmp_path: Path
+) -> None:
+    def headers(*arguments: str, code: int = 0) -> str:
+        ran = CliRunner().invoke(app, ["headers", *arguments], env=server.environment())
+        assert ran.exit_code == code, ran.output
+        return str(ran.stdout if code == 0 else ran.stderr)
+
+    stream_id = name_of(5)
+    assert "are traced until" in headers("on", "--stream", stream_id, "--minutes", "5")
+    assert stream_id in [each["streamingSessionId"] for each in json.loads(headers("list", "--json"))]
+    time.sleep(LOOK_SECONDS + 0.2)
+    ann.ask(ann.session(), "fake-n2", headers={"X-Streaming-Session-Id": stream_id})
+    traced(admin, stream_id, calls=1)
+    shown = headers(stream_id)
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["start", "POST"] in [line[1:3] for line in lines]
+    assert next(line[2:] for line in lines if ">" in line) == ["X-Streaming-Session-Id:", stream_id]
+    assert "-> openai: POST" in shown and "<- openai: 200" in shown and ann.token not in shown
+    assert json.loads(headers("show", stream_id, "--json"))["exchanges"][0]["role"] == "start"
+    headers(stream_id, "--har", str(tmp_path / "stream.har"))
+    check_har(json.loads((tmp_path / "stream.har").read_text()))
+    one = stream_id_of(ann.ask(ann.session(), "fake-n1", headers={"X-Debug-Headers": headers("token").strip()}))
+    assert traced(admin, one)["exchanges"][0]["reason"] == "token"
+    assert "switch is off" in headers("off", "--stream", stream_id)
+    assert "No headers were traced" in headers(name_of(6), code=1)
+    assert "Name one of" in headers("on", code=2)
 
 
 # ── Services apart, with something in between ───────────────────────────────────────────────────────────────────────
