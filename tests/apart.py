@@ -13,8 +13,9 @@ from joserfc.jwk import KeySet, OKPKey
 from parshall.kernel import clock
 from parshall.kernel.clock import SECOND
 from parshall.kernel.deadlines import Deadlines
-from parshall.kernel.http import Edge, install_errors
+from parshall.kernel.http import Edge
 from parshall.kernel.ids import new_id
+from parshall.kernel.refusals import install_errors
 from parshall.kernel.tokens import ALGORITHM, TOKEN_TYPE, TokenVerifier
 
 ISSUER = "http://issuer.example.org"

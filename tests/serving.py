@@ -24,7 +24,10 @@ PARSHALL = Path(sys.executable).with_name("parshall")
 ADMIN_PASSWORD = "admin-password"
 START_SECONDS_MAX = 60
 PATHS = {
-    "auth": ("/api/auth", "/api/profile", "/api/change-password", "/api/admin", "/.well-known"),
+    "auth": (
+        *("/api/auth", "/api/profile", "/api/change-password", "/api/admin", "/.well-known"),
+        "/api/debug/headers/token",
+    ),
     "accounting": ("/api/credits", "/api/streaming-sessions", "/api/usage", "/api/prices", "/api/organisations"),
 }
 """Which service answers what where they are apart; all else is chat's."""

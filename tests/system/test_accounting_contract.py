@@ -19,7 +19,8 @@ from tests.system.test_organisations_http import ALLOWED
 from parshall.accounting.http import router
 from parshall.accounting.service import Accounting
 from parshall.kernel import clock
-from parshall.kernel.http import Edge, install_errors
+from parshall.kernel.http import Edge
+from parshall.kernel.refusals import install_errors
 from parshall.kernel.tokens import TokenVerifier
 
 THREE = "stream-1800000000-00000003"

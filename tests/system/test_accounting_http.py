@@ -19,8 +19,9 @@ from parshall.accounting.service import Accounting
 from parshall.kernel import clock
 from parshall.kernel.clock import DAY, SECOND
 from parshall.kernel.errors import NotFound
-from parshall.kernel.http import Edge, install_errors
+from parshall.kernel.http import Edge
 from parshall.kernel.ids import UserId
+from parshall.kernel.refusals import install_errors
 from parshall.kernel.sqlite import SqliteDatabase
 from parshall.kernel.tokens import ALGORITHM, TOKEN_TYPE, TokenVerifier
 

@@ -18,7 +18,8 @@ from parshall.auth.http import router, wellknown
 from parshall.auth.passwords import FAILURES_PER_ADDRESS_MAX, PasswordHasher
 from parshall.auth.service import Auth
 from parshall.kernel import clock
-from parshall.kernel.http import Edge, install_errors
+from parshall.kernel.http import Edge
+from parshall.kernel.refusals import install_errors
 from parshall.kernel.sqlite import SqliteDatabase
 from parshall.kernel.tokens import Role, TokenVerifier
 

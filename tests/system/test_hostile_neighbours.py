@@ -106,6 +106,9 @@ PATHS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "/api/streaming-sessions/active/all": (ADMIN, None),
     "/api/chat/observations": (ADMIN, None),
     "/metrics": (ADMIN, None),
+    "/api/debug/headers": (ADMIN, {"userId": "mallory", "minutes": 1}),
+    "/api/debug/headers/token": (ADMIN, {"minutes": 1}),
+    "/api/debug/headers/{stream_id}": (ADMIN, None),
 }
 """Every path, who may, and a body that is in order. A path that is not here fails the test: say whose it is."""
 ALSO = {"GET /api/prices": OWN}

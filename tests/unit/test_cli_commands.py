@@ -56,6 +56,7 @@ def test_all_promised_commands_are_there() -> None:
         *(f"prices {verb}" for verb in ("load", "list", "set")),
         *(f"events {verb}" for verb in ("list", "retry", "test")),
         *(f"organisations {verb}" for verb in ("add", "list", "show", "grant", "members", "join", "leave")),
+        *(f"headers {verb}" for verb in ("show", "on", "off", "list", "token")),
         *(f"keys {verb}" for verb in ("create", "list", "revoke", "rotate")),
         *(f"signing-keys {verb}" for verb in ("list", "rotate")),
         *(f"services {verb}" for verb in ("add", "list", "revoke")),

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from parshall.kernel.http import BODY_BYTES_MAX
+from parshall.kernel.bodies import BODY_BYTES_MAX
 from parshall.kernel.problems import PROBLEM_JSON
 from parshall.kernel.telemetry import log
 

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from parshall.app.apart import ALL, ServiceName
 from parshall.app.config import Settings
 from parshall.app.elsewhere import Elsewhere
+from parshall.app.headertracing import Traced, traced_parts
 from parshall.app.local import only_one_of, open_database, prepare_home
 from parshall.app.parts import Parts, parts_of
 from parshall.app.people import Users
@@ -42,8 +43,9 @@ from parshall.kernel.database import Database, answers
 from parshall.kernel.deadlines import Deadlines
 from parshall.kernel.errors import StartupError
 from parshall.kernel.forwarding import Forwarding
-from parshall.kernel.http import Edge, install_errors
+from parshall.kernel.http import Edge
 from parshall.kernel.ratelimit import RateLimit
+from parshall.kernel.refusals import install_errors
 from parshall.kernel.requests import WATCHED_PATHS
 from parshall.kernel.tokens import TokenVerifier
 from parshall.kernel.windows import LocalWindows, SharedWindows, Windows
@@ -73,6 +75,7 @@ class System:
     verifier: TokenVerifier
     readers: set[Reading]
     limit: RateLimit
+    traced: Traced
     settings: Settings
     watch: Watch
 
@@ -98,6 +101,8 @@ async def system(settings: Settings, services: frozenset[ServiceName] = ALL) -> 
             exchange=parts.exchange,
             external=parts.external,
         )
+        chat = (chatting.database, Users(parts.auth)) if chatting else None
+        traced = stack.enter_context(traced_parts(settings, name_of(services), verifier, chat))
         windows = SharedWindows(settings.limits_url) if settings.limits_url else LocalWindows()
         stack.push_async_callback(windows.close)
         readers: set[Reading] = set()
@@ -108,6 +113,7 @@ async def system(settings: Settings, services: frozenset[ServiceName] = ALL) -> 
             verifier=verifier,
             readers=readers,
             limit=_rate_limit(settings, windows, verifier),
+            traced=traced,
             settings=settings,
             watch=Watch(
                 chat=None if chatting is None else chatting.service,
@@ -171,7 +177,7 @@ def application(built: System) -> ASGIApp:
         service=built.name,
     )
     proxies = built.settings.trusted_proxies
-    return Forwarding(edge, trusted=proxies) if proxies else edge
+    return built.traced.in_front_of(Forwarding(edge, trusted=proxies) if proxies else edge)
 
 
 def _add_services(app: FastAPI, built: System) -> None:
@@ -186,6 +192,7 @@ def _add_services(app: FastAPI, built: System) -> None:
         app.state.chat = built.chatting.service
         app.state.supervision = built.chatting.supervision
         app.state.price_of = ShownPrices(parts.accounting).of
+        built.traced.offer(app)
 
 
 async def _down(built: System) -> list[str]:

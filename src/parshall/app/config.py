@@ -178,6 +178,15 @@ class Settings(Apart, Front, BaseSettings):
         min_length=16,
         description="Token that scrapes /metrics, 16 characters or more; administrators always may.",
     )
+    header_trace: Literal["off", "on", "development"] = Field(
+        "off", description="Trace the headers of every request; development also notes lines of code and logs faults."
+    )
+    fingerprint_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Secret under which secrets in traces become fingerprints, the same for all machines of a "
+        "deployment; by default one is made in HOME_DIR.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Log lines as JSON or text; auto takes text on a terminal."

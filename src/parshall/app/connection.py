@@ -4,11 +4,12 @@ import asyncio
 import socket
 import struct
 from collections.abc import Collection
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS, Arrival
 from parshall.kernel.headers import LOGGED_PATH
 from parshall.kernel.pushing import TAKES
+from parshall.kernel.recording import NAMES_AS_SENT
 from parshall.kernel.telemetry import log
 
 _UNSENT_MAX: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
@@ -91,6 +92,24 @@ class Connection(Arrival):
             self.transport.abort()
 
 
+class _AsSent(Connection):
+    """A connection that keeps the names of header fields in the case in which they came, for traces."""
+
+    _names: list[bytes]
+
+    def on_message_begin(self) -> None:
+        """Another request."""
+        super().on_message_begin()
+        self._names = []
+        scope = cast("dict[str, Any]", self.scope)
+        scope[NAMES_AS_SENT] = self._names
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field; one behind the body (a trailer) comes after those that count."""
+        self._names.append(name)
+        super().on_header(name, value)
+
+
 def connections(
     *,
     stall_seconds: float,
@@ -99,8 +118,9 @@ def connections(
     body_seconds: float = BODY_SECONDS,
     connections_max: int | None = None,
     spared: Collection[str] = (),
+    names_as_sent: bool = False,
 ) -> type[Connection]:
-    """The class of a server's connections, as uvicorn takes it."""
+    """The class of a server's connections, as uvicorn takes it; `names_as_sent` is for traces of every request."""
     bound = {
         "stall_seconds": stall_seconds,
         "buffer_bytes": buffer_bytes,
@@ -109,4 +129,4 @@ def connections(
         "connections_max": connections_max,
         "spared": frozenset(path.encode() for path in spared),
     }
-    return type("BoundConnection", (Connection,), bound)
+    return type("BoundConnection", (_AsSent if names_as_sent else Connection,), bound)

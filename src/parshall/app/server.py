@@ -28,6 +28,7 @@ from parshall.kernel import clock, telemetry
 from parshall.kernel.credits import MICRO, Credits
 from parshall.kernel.errors import NotFound, StartupError
 from parshall.kernel.removals import Removals
+from parshall.kernel.requests import HEALTH_PATHS
 from parshall.kernel.tokens import Role
 
 FINISH_SECONDS_MAX = 2.0
@@ -136,6 +137,8 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
         on_pass=built.watch.swept,
     )
     tasks = [asyncio.create_task(sweeper.run(), name="sweeper"), asyncio.create_task(built.watch.run(), name="watch")]
+    if built.traced.keeper is not None:
+        tasks.append(asyncio.create_task(built.traced.keeper.run(), name="header traces"))
     if removals := _removals(built):
         remover = Remover(built.parts.auth, verifier=built.verifier, services=removals)
         tasks.append(asyncio.create_task(remover.run(), name="remover"))
@@ -149,6 +152,8 @@ async def _own_tasks(built: compose.System) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if built.traced.keeper is not None:
+            await built.traced.keeper.close()
         if hook is not None:
             await hook.close()
 
@@ -169,9 +174,11 @@ def _config(built: compose.System) -> uvicorn.Config:
             head_seconds=built.settings.request_head_seconds,
             body_seconds=built.settings.request_body_seconds,
             connections_max=connections_max(built.settings),
-            spared=compose.HEALTH_PATHS,
+            spared=HEALTH_PATHS,
+            names_as_sent=built.settings.header_trace != "off",
         ),
         ws="none",
+        interface="asgi3",  # what it is, it does not show: a plain function keeps it out of the way
         lifespan="off",
         log_config=None,
         access_log=False,

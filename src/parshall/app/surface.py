@@ -19,6 +19,7 @@ from parshall.app.scrape import router as metrics_router
 from parshall.auth.http import router as auth_router
 from parshall.auth.http import wellknown as wellknown_router
 from parshall.chat.http import router as chat_router
+from parshall.chat.http_debug import router as debug_router
 from parshall.chat.http_supervision import router as supervision_router
 from parshall.kernel import clock
 from parshall.kernel.errors import NotFound
@@ -28,7 +29,7 @@ from parshall.kernel.requests import HEALTH_PATHS
 ROUTERS: dict[ServiceName, tuple[APIRouter, ...]] = {
     ServiceName.AUTH: (auth_router, wellknown_router),
     ServiceName.ACCOUNTING: (accounting_router,),
-    ServiceName.CHAT: (chat_router, supervision_router),
+    ServiceName.CHAT: (chat_router, supervision_router, debug_router),
 }
 
 

@@ -69,7 +69,7 @@ class ExternalLogin:
         known = await self._database.read(store.list_keys)
         kept = {"name": name, "state": state, "nonce": nonce, "verifier": verifier, "return_to": return_to}
         ticket = keys.sign(
-            keys.signing_key(known, at=at), {**kept, "exp": at // SECOND + LOGIN_SECONDS}, kind=LOGIN_TYPE
+            keys.signing_key(known, at=at), {**kept, "exp": at // SECOND + LOGIN_SECONDS}, media_type=LOGIN_TYPE
         )
         asked = {
             "response_type": "code",

@@ -23,6 +23,7 @@ from parshall.auth.edge import (
 )
 from parshall.auth.external import ExternalTokenRefused, IssuerAway
 from parshall.auth.http_admin import router as administration
+from parshall.auth.http_debug import router as debugging
 from parshall.auth.http_keys import router as api_keys
 from parshall.auth.http_mail import router as mail
 from parshall.auth.http_oidc import router as oidc
@@ -51,6 +52,7 @@ router.include_router(administration)
 router.include_router(api_keys)
 router.include_router(mail)
 router.include_router(oidc)
+router.include_router(debugging)
 wellknown = APIRouter(tags=["auth"], route_class=StrictRoute)
 
 

@@ -13,6 +13,7 @@ from parshall.auth import keys, model, store
 from parshall.auth.model import Service, ServiceToken, Session, SigningKey, User
 from parshall.kernel.clock import DAY, SECOND, Clock
 from parshall.kernel.database import Database, answers
+from parshall.kernel.debugtokens import DEBUG_MINUTES_MAX, DEBUG_TYPE
 from parshall.kernel.errors import NotFound
 
 
@@ -146,6 +147,13 @@ class Issuer:
         claims = keys.service_claims(client_id, scopes, issuer=self.issuer, at=at)
         token = keys.sign(keys.signing_key(known, at=at), claims)
         return ServiceToken(access_token=token, expires_in=keys.SERVICE_SECONDS, scopes=scopes)
+
+    async def debug_token(self, who: str, *, minutes: int) -> str:
+        """A token that has the requests traced which carry it in DEBUG_HEADER, for an administrator."""
+        assert 0 < minutes <= DEBUG_MINUTES_MAX
+        at, known = self._clock(), await self._database.read(store.list_keys)
+        claims = keys.debug_claims(who, issuer=self.issuer, at=at, seconds=minutes * 60)
+        return keys.sign(keys.signing_key(known, at=at), claims, media_type=DEBUG_TYPE)
 
     def _session(self, user: User, family_id: str, key: SigningKey, *, refresh_token: str, at: int) -> Session:
         seconds = self._access_seconds

@@ -9,6 +9,7 @@ from joserfc.jwk import KeySet, OKPKey
 
 from parshall.auth.model import SigningKey, User
 from parshall.kernel.clock import DAY, SECOND
+from parshall.kernel.debugtokens import DEBUG_AUDIENCE
 from parshall.kernel.ids import new_id
 from parshall.kernel.tokens import ALGORITHM, API_KEY_PREFIX, AUDIENCE, TOKEN_TYPE, Role
 
@@ -52,9 +53,9 @@ def public_keys(keys: Sequence[SigningKey]) -> KeySet:
     )
 
 
-def sign(key: SigningKey, claims: dict[str, Any], *, kind: str = TOKEN_TYPE) -> str:
-    """The token of this media type with these claims; an access token, unless it says otherwise."""
-    header = {"typ": kind, "alg": ALGORITHM, "kid": key.kid}
+def sign(key: SigningKey, claims: dict[str, Any], *, media_type: str = TOKEN_TYPE) -> str:
+    """The token with these claims, an access token unless another type is named."""
+    header = {"typ": media_type, "alg": ALGORITHM, "kid": key.kid}
     return jwt.encode(header, claims, _private(key.private_pem), algorithms=[ALGORITHM])
 
 
@@ -87,6 +88,12 @@ def service_claims(name: str, scopes: frozenset[str], *, issuer: str, at: int) -
         "role": "service",
         "scope": " ".join(sorted(scopes)),
     }
+
+
+def debug_claims(who: str, *, issuer: str, at: int, seconds: int) -> dict[str, Any]:
+    """The claims of a token that has the requests traced which carry it, and opens nothing."""
+    issued = at // SECOND
+    return {"iss": issuer, "sub": who, "aud": DEBUG_AUDIENCE, "iat": issued, "exp": issued + seconds, "jti": new_id()}
 
 
 def _claims(*, issuer: str, subject: str, client_id: str, at: int, seconds: int) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class RemoteAuth:
 
     def __init__(self, url: str, *, name: str, secret: str) -> None:
         """Auth at `url`, asked by the service of that name with its secret."""
-        self._public = Peer("auth", url)
+        self._public = Peer("auth", url, voucher=self._own_token)
         self.tokens = ServiceTokens(self._public, name=name, secret=secret)
         self._private = Peer("auth", url, tokens=self.tokens)
         self._people: OrderedDict[str, tuple[UserId, float]] = OrderedDict()
@@ -158,6 +158,9 @@ class RemoteAuth:
         await self.tokens.close()
         await self._public.close()
         await self._private.close()
+
+    async def _own_token(self) -> str:
+        return await self.tokens.token()
 
     async def key_set(self) -> KeySet:
         """The public keys in force: the KeySource of a TokenVerifier. Raises Unavailable."""

@@ -20,7 +20,8 @@ from parshall.chat.model import PER_PAGE_MAX, receipt
 from parshall.chat.ports import ModelCard
 from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.headers import STREAM_ID_HEADER
-from parshall.kernel.http import User, problem
+from parshall.kernel.http import User
+from parshall.kernel.refusals import problem
 from parshall.kernel.scopes import opens_to
 from parshall.kernel.tokens import CHAT_SCOPE
 

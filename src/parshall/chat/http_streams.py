@@ -18,7 +18,7 @@ from parshall.kernel.bodies import StrictRoute
 from parshall.kernel.errors import Invalid
 from parshall.kernel.headers import STREAM_ID_HEADER, stream_headers
 from parshall.kernel.http import User
-from parshall.kernel.ids import STREAM_ID_PATTERN, SessionId, StreamId
+from parshall.kernel.ids import STREAM_ID_PATTERN, SessionId, StreamId, stream_id_in
 from parshall.kernel.pushing import push_of
 from parshall.kernel.telemetry import bind
 from parshall.kernel.tokens import Principal
@@ -200,6 +200,8 @@ async def update_stream(
     session_id: SessionIdPath, body: wire.UpdateStream, user: User, chat: ChatService
 ) -> dict[str, Any]:
     """Acknowledge a stream. The server's log stays the truth; `matches` says whether the client's text agrees."""
+    if (named := stream_id_in(str(body.streaming_session_id))) is not None:
+        bind(stream=named)
     done = await chat.acknowledge(
         session_id, user_id=user.user_id, named=body.streaming_session_id, text=body.complete_response
     )

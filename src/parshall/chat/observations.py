@@ -12,7 +12,7 @@ from parshall.kernel.ids import SessionId, StreamId, UserId
 
 OBSERVATIONS_PER_PAGE_MAX = 500
 
-ObservationKind = Literal["stream", "session"]
+ObservationKind = Literal["stream", "session", "headers"]
 
 
 class ObservationEnd(StrEnum):
@@ -25,7 +25,8 @@ class ObservationEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """One look of an observer at somebody's chat: live at a stream (`stream`), or at what is kept (`session`).
+    """One look of an observer at somebody's chat: live at a stream (`stream`), at what is kept (`session`), or at the
+    headers that were traced of a stream (`headers`).
 
     Of a stream, the events behind offset `shown_after` up to `shown_to` were sent. Without `ended_at` it still runs, or
     ran when its process died.

@@ -13,6 +13,7 @@ from parshall.cli import (
     credits,
     doctor,
     events,
+    headers,
     keys,
     models,
     openapi,
@@ -34,6 +35,7 @@ app.add_typer(services.app, name="services")
 app.add_typer(keys.app, name="keys")
 app.add_typer(signing_keys.app, name="signing-keys")
 app.add_typer(models.app, name="models")
+app.add_typer(headers.app, name="headers")
 app.command(name="audit")(audit.audit)
 app.command(name="chat")(chat.chat)
 app.command(name="config")(config.config)

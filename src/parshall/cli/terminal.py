@@ -63,7 +63,7 @@ def group(help_text: str, *, cls: type[TyperGroup] | None = None) -> typer.Typer
     return typer.Typer(
         help=help_text,
         cls=cls or TyperGroup,
-        no_args_is_help=cls is None,
+        no_args_is_help=cls is not Commands,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from parshall.kernel.errors import Invalid, UnsupportedMediaType
 
+BODY_BYTES_MAX = 1024 * 1024
 JSON_DEPTH_MAX = 32
 """Objects and arrays within each other; clients need five."""
 

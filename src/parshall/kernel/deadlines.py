@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parshall.kernel.errors import Unavailable
-from parshall.kernel.http import problem
+from parshall.kernel.refusals import problem
 
 WITHIN_HEADER = "X-Answer-Within"
 """Seconds, as a decimal, from when the request is read."""

@@ -1,12 +1,10 @@
-"""The headers that Parshall relies on: their names, the order of a stream's headers, CORS, and redaction for logs."""
+"""The headers that Parshall relies on: their names, the order of a stream's headers, CORS, and paths fit for logs."""
 
-import hashlib
-import hmac
 import re
-import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from parshall.kernel.ids import STREAM_ID_PATTERN
+from parshall.kernel.recording import RawHeaders, header_list
 
 STREAM_ID_HEADER = "X-Streaming-Session-Id"
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -29,16 +27,16 @@ ALLOWED = (
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
-_SECRET = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "api-key"})
 _OUR_ID = re.compile(
     r"[0-9a-f]{16}(?:[0-9a-f]{16})?\Z|" + STREAM_ID_PATTERN.removeprefix("^").removesuffix("$") + r"\Z"
 )
 _SEGMENTS_MAX = 16
 LOGGED_PATH = "parshall.logged_path"
 """Where the ASGI scope keeps the path of a request as logs may show it."""
-_FINGERPRINT_KEY = secrets.token_bytes(32)
-
-RawHeaders = list[tuple[bytes, bytes]]
+_EVENTS = (b"Content-Type", b"text/event-stream")
+_AS_IT_IS = (b"Cache-Control", b"no-cache, no-transform")
+_AT_ONCE = (b"X-Accel-Buffering", b"no")
+_KEPT_OPEN = (b"Connection", b"keep-alive")
 
 
 def cors_headers(origin: str | None, allowed: Iterable[str]) -> list[tuple[str, str]]:
@@ -57,21 +55,16 @@ def stream_headers(
     stream_id: str, *, origin: str | None, allowed_origins: Iterable[str], http_version: str
 ) -> RawHeaders:
     """The headers of a stream response, in the order in which they must go out: the id before any other (H1)."""
-    pairs = [
-        (STREAM_ID_HEADER, stream_id),
-        *cors_headers(origin, allowed_origins),
-        ("Content-Type", "text/event-stream"),
-        ("Cache-Control", "no-cache, no-transform"),
-        ("X-Accel-Buffering", "no"),
-    ]
+    raw = header_list()
+    raw.append(_field(STREAM_ID_HEADER, stream_id))
+    for name, value in cors_headers(origin, allowed_origins):
+        raw.append(_field(name, value))
+    raw.append(_EVENTS)
+    raw.append(_AS_IT_IS)
+    raw.append(_AT_ONCE)
     if http_version == "1.1":  # forbidden in HTTP/2 (RFC 9113 §8.2.2), meaningless before 1.1
-        pairs.append(("Connection", "keep-alive"))
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
-
-
-def redact(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers fit for a log: a secret becomes a keyed fingerprint, equal only for equal values in this process."""
-    return {name: _fingerprint(value) if name.lower() in _SECRET else value for name, value in headers.items()}
+        raw.append(_KEPT_OPEN)
+    return raw
 
 
 def loggable(path: str, words: Collection[str]) -> str:
@@ -80,6 +73,5 @@ def loggable(path: str, words: Collection[str]) -> str:
     return "/".join(part if part in words or not part or _OUR_ID.match(part) else "…" for part in segments)
 
 
-def _fingerprint(value: str) -> str:
-    digest = hmac.new(_FINGERPRINT_KEY, value.encode("utf-8", "backslashreplace"), hashlib.sha256).hexdigest()
-    return f"redacted:{digest[:12]}"
+def _field(name: str, value: str) -> tuple[bytes, bytes]:
+    return name.encode("latin-1"), value.encode("latin-1")

@@ -1,92 +1,45 @@
-"""What every HTTP surface shares: problem details, request ids, CORS, the caller's identity, strict bodies, health."""
+"""What every HTTP surface shares: request ids, CORS, limits, and the caller's identity."""
 
-import json
 import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
-from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from parshall.kernel import headers as names
 from parshall.kernel import metrics, trace
+from parshall.kernel.bodies import BODY_BYTES_MAX
 from parshall.kernel.browsers import SECURITY
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
-from parshall.kernel.problems import PROBLEM_JSON
 from parshall.kernel.ratelimit import REFUSED_CALLER, Pairs, RateLimit
+from parshall.kernel.recording import RawHeaders, header_list
+from parshall.kernel.refusals import TOO_LARGE, problem
 from parshall.kernel.requests import counted
 from parshall.kernel.scopes import check_scope
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import Principal, Role, presented_token
 
-BODY_BYTES_MAX = 1024 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,40}\Z")
 """No longer, for it is logged and our tokens have 43 characters and more."""
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,15}\Z")
-_TOO_LARGE = f"The body may have at most {BODY_BYTES_MAX} bytes; send less."
 _logger = log("http")
-
-_STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
-_STATUS_DETAILS = {
-    404: "There is no such path; /docs lists what there is.",
-    405: "This path does not take this method; the Allow header names those it takes.",
-    413: _TOO_LARGE,
-}
 
 
 class WireModel(BaseModel):
     """A request body: camelCase on the wire, unknown members ignored (clients may send more than we read)."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, str_max_length=BODY_BYTES_MAX)
-
-
-class ProblemDocument(JSONResponse):
-    """ASCII-escaped, so that no text a client sent (a lone surrogate) can keep the refusal from being written."""
-
-    media_type = PROBLEM_JSON
-
-    def render(self, content: Any) -> bytes:
-        """The document as bytes."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-def problem(
-    request: Request,
-    *,
-    status: int,
-    code: str,
-    title: str,
-    detail: str,
-    headers: dict[str, str] | None = None,
-    **extra: Any,
-) -> JSONResponse:
-    """An RFC 9457 problem document with the members that older clients read."""
-    body = {
-        "type": "about:blank",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "instance": f"urn:uuid:{uuid.uuid4()}",
-        "message": detail,
-        "code": code,
-        "error": code.upper(),
-        "requestId": request.scope.get("request_id", ""),
-        **extra,
-    }
-    return ProblemDocument(body, status_code=status, headers=headers)
 
 
 async def current_principal(request: Request) -> Principal:
@@ -145,62 +98,6 @@ Supervisor = Annotated[Principal, Depends(_role(Role.SUPERVISOR))]
 Admin = Annotated[Principal, Depends(_role(Role.ADMIN))]
 
 
-def _allowed(request: Request) -> str:
-    """Every method that this path takes; the framework names only those of the first route that fits."""
-
-    def taken(method: str) -> bool:
-        scope = {**request.scope, "method": method}
-        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
-
-    return ", ".join(method for method in names.METHODS if taken(method))
-
-
-def install_errors(app: FastAPI) -> None:
-    """Turn every exception into a problem document; none of them names a file or a line."""
-
-    @app.exception_handler(ParshallError)
-    async def refused(request: Request, error: ParshallError) -> JSONResponse:
-        return problem(
-            request,
-            status=error.status,
-            code=error.code,
-            title=error.title,
-            detail=error.detail,
-            headers=error.headers,
-            **error.extra,
-        )
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        found = [{"path": ".".join(str(part) for part in e["loc"]), "message": str(e["msg"])} for e in error.errors()]
-        named = "; ".join(f"{e['path']}: {e['message']}" for e in found[:3])
-        return problem(
-            request,
-            status=400,
-            code="validation_failed",
-            title="Validation failed",
-            detail=f"The request is not valid ({named}); correct it and send it again.",
-            errors=found,
-        )
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        status = error.status_code
-        return problem(
-            request,
-            status=status,
-            code=_STATUS_CODES.get(status, f"http_{status}"),
-            title=str(error.detail),
-            detail=_STATUS_DETAILS.get(status, f"{error.detail}; see /docs."),
-            headers={"Allow": _allowed(request)} if status == 405 else dict(error.headers or {}),
-        )
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, _error: Exception) -> JSONResponse:
-        cls = ParshallError
-        return problem(request, status=cls.status, code=cls.code, title=cls.title, detail=cls.default)
-
-
 @lru_cache(maxsize=2)
 def _date(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
@@ -254,7 +151,7 @@ class Edge:
             if await self._admitted(exchange, headers):
                 await self._app(exchange.scope, exchange.receive, exchange.send)
         except _BodyTooLarge:
-            await exchange.refuse(413, "body_too_large", _TOO_LARGE)
+            await exchange.refuse(413, "body_too_large", TOO_LARGE)
         except Exception:
             _logger.exception("request_failed", path=exchange.scope[names.LOGGED_PATH])
             await exchange.refuse(500, "internal_error", ParshallError.default)
@@ -276,7 +173,7 @@ class Edge:
                 return False
         length = headers.get("content-length", "0")
         if not _CONTENT_LENGTH.match(length) or int(length) > BODY_BYTES_MAX:
-            await exchange.refuse(413, "body_too_large", _TOO_LARGE)
+            await exchange.refuse(413, "body_too_large", TOO_LARGE)
             return False
         return True
 
@@ -326,9 +223,9 @@ class _Exchange:
             message["headers"] = self._completed(message.get("headers", ()))
         await self._send(message)
 
-    def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> names.RawHeaders:
+    def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
         """What is missing is appended, never prepended: on a stream the id header must stay the first (H1)."""
-        raw = list(headers)
+        raw = header_list(headers)
         there = {name.lower(): place for place, (name, _) in reversed(tuple(enumerate(raw)))}
         own = ((names.REQUEST_ID_HEADER, self.scope["request_id"]), ("Date", _date(int(time.time()))))
         for name, value in (*self.cors, *own, *SECURITY, *self.limits):

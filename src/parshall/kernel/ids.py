@@ -13,6 +13,7 @@ SessionId = NewType("SessionId", str)
 
 STREAM_ID_PATTERN = r"^stream-[0-9]{10,13}-[0-9a-f]{8,32}$"
 _STREAM_ID = re.compile(STREAM_ID_PATTERN.removesuffix("$") + r"\Z")
+_NAMED = re.compile(r"(?:^|/)(" + STREAM_ID_PATTERN.strip("^$") + r")(?=/|\Z)")
 
 
 USER_ID_PATTERN = r"^[0-9a-f]{32}$"
@@ -46,6 +47,12 @@ def parse_stream_id(text: str) -> StreamId:
     if not _STREAM_ID.match(text):
         raise MalformedStreamId
     return StreamId(text)
+
+
+def stream_id_in(path: str) -> StreamId | None:
+    """The streaming session id that is a part of a path; None without one."""
+    found = _NAMED.search(path)
+    return StreamId(found[1]) if found else None
 
 
 def is_user_id(who: str) -> bool:

@@ -5,18 +5,21 @@ and how long the answer is waited for, so that the logs of all services tell one
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import msgspec
 import structlog
 
-from parshall.kernel import metrics, trace
+from parshall.kernel import calls, metrics, trace
 from parshall.kernel.deadlines import WITHIN_HEADER, seconds_left
 from parshall.kernel.errors import ParshallError, Unavailable
+from parshall.kernel.fingerprints import DEBUG_HEADER
 from parshall.kernel.headers import REQUEST_ID_HEADER
+from parshall.kernel.recording import current, unharmed
 from parshall.kernel.telemetry import log
 
 CALL_SECONDS_MAX = 4.0
@@ -32,6 +35,8 @@ OPEN_SECONDS = 1.0
 """How long; then one call tries it."""
 CONNECTIONS_MAX = 128
 """To one service; further calls wait for one within their time."""
+VOUCHER_SECONDS_MAX = 0.3
+"""How long a traced call waits for a token to ask for a report with, where it carries none itself."""
 KEEPALIVE_SECONDS = 4.0
 """Below the five seconds of the server: a request must not meet a connection that is just closing."""
 
@@ -83,10 +88,21 @@ _MEMBERS = frozenset(
 class Peer:
     """One other service. A pool of connections, made on first use: it belongs to the running loop."""
 
-    def __init__(self, name: str, url: str, *, tokens: Tokens | None = None) -> None:
-        """`name` is for people; `url` is where its paths begin. With `tokens` each call is made as this service."""
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        *,
+        tokens: Tokens | None = None,
+        voucher: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
+        """`name` is for people; `url` is where its paths begin. With `tokens` each call is made as this service.
+
+        `voucher` gives a token of this service to calls that carry none, should they be traced.
+        """
         self.name = name
         self.tokens = tokens
+        self._voucher = voucher
         self._url = url.rstrip("/")
         self._breaker = Breaker()
         self._is_open = metrics.breaker_open.labels(name)
@@ -150,21 +166,40 @@ class Peer:
         self, method: str, path: str, headers: dict[str, str], request: dict[str, Any]
     ) -> tuple[int, bytes]:
         """The status and body of one request; 503 for none."""
+        call = None
+        if (recording := current.get()) is not None:
+            call = calls.Call(recording, to=self.name, method=method, url=self._url + path)
+            headers = await self._asking_for_a_report(headers)
         seconds = seconds_left(ATTEMPT_SECONDS_MAX)
+        sent = _hop(seconds) | headers
         try:
             async with (
                 asyncio.timeout(seconds),
                 self._session().request(
-                    method, self._url + path, headers=_hop(seconds) | headers, allow_redirects=False, **request
+                    method, self._url + path, headers=sent, allow_redirects=False, **request
                 ) as response,
             ):
                 answer = response.status, await response.read()
+                if call is not None:
+                    call.answered(response)
         except _LOST as error:
             _logger.warning("peer_lost", peer=self.name, path=path, reason=type(error).__name__)
             answer = 503, b""
+            if call is not None:
+                call.lost(sent, type(error).__name__)
         self._breaker.record(ok=answer[0] not in _AWAY)
         self._is_open.set(self._breaker.is_open)
         return answer
+
+    async def _asking_for_a_report(self, headers: dict[str, str]) -> dict[str, str]:
+        """The headers of a traced call: with the own token in the debug header too, the receiver tells what came."""
+        scheme, _, token = headers.get("Authorization", "").partition(" ")
+        voucher = token if scheme == "Bearer" else ""
+        if not voucher and self._voucher is not None:
+            with unharmed("voucher"), contextlib.suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout(VOUCHER_SECONDS_MAX):
+                    voucher = await self._voucher()
+        return headers | {DEBUG_HEADER: voucher} if voucher else headers
 
     def _away(self) -> Unavailable:
         return Unavailable(f"The service {self.name} cannot be reached now; try again shortly.")

@@ -142,7 +142,7 @@ class TokenVerifier:
         if len(token) > TOKEN_BYTES_MAX:
             raise TokenRefused("The access token is too long; log in again.")
         exchanged, remembered = await self._exchanged(token, address, at)
-        principal, expires_at = _principal(await self._claims(exchanged, at), issuer=self._issuer, at=at)
+        principal, expires_at = _principal(await self._claims(exchanged, at, TOKEN_TYPE), issuer=self._issuer, at=at)
         if principal.user_id in self._shut_out:
             raise TokenRefused("The user of this access token was removed; log in as somebody else.", reason="removed")
         expires_at = min(expires_at, remembered)
@@ -169,7 +169,21 @@ class TokenVerifier:
             return await self._external(token, address), INSTANT_MAX
         return token, INSTANT_MAX
 
-    async def _claims(self, token: str, at: int) -> dict[str, Any]:
+    def remembered(self, token: str) -> Principal | None:
+        """The principal of a token that was verified before and has not expired since."""
+        known = self._verified.get(token)
+        return known[0] if known is not None and known[1] > self._clock() else None
+
+    async def claims_for(self, token: str, audience: str, media_type: str) -> dict[str, Any]:
+        """The claims of a valid token of ours that is no access token, but of that type. Raises TokenRefused."""
+        if len(token) > TOKEN_BYTES_MAX:
+            raise TokenRefused("The token is too long; get another one.")
+        at = self._clock()
+        claims = await self._claims(token, at, media_type)
+        _check_validity(claims, issuer=self._issuer, audience=audience, at=at)
+        return claims
+
+    async def _claims(self, token: str, at: int, media_type: str) -> dict[str, Any]:
         for fresh in (False, True):
             keys = await self._current_keys(at, refresh=fresh)
             try:
@@ -178,7 +192,7 @@ class TokenVerifier:
                 if fresh:
                     raise TokenRefused("The access token does not verify; log in again.") from error
             else:
-                if decoded.header.get("typ") not in (TOKEN_TYPE, f"application/{TOKEN_TYPE}"):
+                if decoded.header.get("typ") not in (media_type, f"application/{media_type}"):
                     raise TokenRefused("This is not an access token (RFC 9068 §4); send the accessToken of the login.")
                 return _signed(token)
         raise AssertionError("unreachable: the second pass answers or raises")
@@ -246,22 +260,27 @@ def _signed(token: str) -> dict[str, Any]:
 
 def _principal(claims: dict[str, Any], *, issuer: str, at: int) -> tuple[Principal, int]:
     """The caller that valid claims name, and until when (microseconds). Raises TokenRefused."""
+    expires_at = _check_validity(claims, issuer=issuer, audience=AUDIENCE, at=at)
+    if claims.get("type") != "access":
+        raise TokenRefused("This is not an access token; send the accessToken of the login.")
+    if not all(isinstance(claims.get(name), str) and claims[name] for name in ("sub", "jti", "client_id")):
+        raise TokenRefused("The access token lacks a claim that RFC 9068 §2.2 asks for; log in again.")
+    return _caller(claims), expires_at
+
+
+def _check_validity(claims: dict[str, Any], *, issuer: str, audience: str, at: int) -> int:
+    """Until when a token is good (microseconds, leeway included). Raises TokenRefused where it is not, now and here."""
     leeway = LEEWAY_SECONDS * SECOND
-    expires_at = _seconds(claims, "exp")
-    audience = claims.get("aud")
+    expires_at, meant = _seconds(claims, "exp"), claims.get("aud")
     if claims.get("iss") != issuer:
         raise TokenRefused("The access token comes from another issuer; log in here.")
-    if not isinstance(audience, str | list) or AUDIENCE not in ([audience] if isinstance(audience, str) else audience):
+    if not isinstance(meant, str | list) or audience not in ([meant] if isinstance(meant, str) else meant):
         raise TokenRefused("The access token is meant for another audience; log in here.")
     if expires_at + leeway <= at:
         raise TokenRefused("The access token has expired; refresh it or log in again.", reason="token_expired")
     if _seconds(claims, "iat") > at + leeway or ("nbf" in claims and _seconds(claims, "nbf") > at + leeway):
         raise TokenRefused("The access token is not valid yet; check the clocks.")
-    if claims.get("type") != "access":
-        raise TokenRefused("This is not an access token; send the accessToken of the login.")
-    if not all(isinstance(claims.get(name), str) and claims[name] for name in ("sub", "jti", "client_id")):
-        raise TokenRefused("The access token lacks a claim that RFC 9068 §2.2 asks for; log in again.")
-    return _caller(claims), expires_at + leeway
+    return expires_at + leeway
 
 
 def _caller(claims: dict[str, Any]) -> Principal:

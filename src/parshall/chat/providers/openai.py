@@ -15,7 +15,9 @@ from parshall.chat.providers.openai_stream import Answer, garbage
 from parshall.chat.providers.patience import Patience
 from parshall.chat.providers.refusal import refusal
 from parshall.kernel import trace
+from parshall.kernel.calls import Call
 from parshall.kernel.errors import StartupError
+from parshall.kernel.recording import current
 
 ANY_MODEL = "*"
 CONNECT_SECONDS = 10.0
@@ -153,19 +155,26 @@ class OpenAIProvider:
         raise refusal(response.status, body, retry_after=response.headers.get("Retry-After"), key=self._key)
 
     async def _post(self, prompt: Prompt, deadline: float) -> aiohttp.ClientResponse:
-        session = self._session()
+        session, url = self._session(), f"{self._base}/chat/completions"
+        recording = current.get()
+        call = None if recording is None else Call(recording, to="openai", method="POST", url=url, kind="provider")
         try:
             async with asyncio.timeout_at(deadline):
-                return await session.post(
-                    f"{self._base}/chat/completions",
+                response = await session.post(
+                    url,
                     data=self._request(prompt),
                     headers={"Content-Type": "application/json", "Accept": "text/event-stream", **trace.outgoing()},
                     allow_redirects=False,
                 )
-        except (aiohttp.ClientConnectionError, OSError, RuntimeError) as error:
+            if call is not None:
+                call.answered(response)
+            return response
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            if call is not None:
+                call.lost(session.headers, type(error).__name__)
+            if isinstance(error, aiohttp.ClientError) and not isinstance(error, aiohttp.ClientConnectionError):
+                raise garbage("does not speak HTTP as it should") from error
             raise self._lost(error, answering=False) from error
-        except aiohttp.ClientError as error:
-            raise garbage("does not speak HTTP as it should") from error
 
     def _request(self, prompt: Prompt) -> bytes:
         limit = "max_completion_tokens" if prompt.model_id in self._new_limit_name else "max_tokens"

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from parshall.client.testing.world import Answer
-from parshall.kernel.headers import RawHeaders
+from parshall.kernel.recording import RawHeaders
 
 NOTHING = -1
 """Cut before the status line."""

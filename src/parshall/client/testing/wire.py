@@ -14,8 +14,8 @@ from parshall.client.testing.world import pieces_of as pieces
 from parshall.kernel import clock
 from parshall.kernel.credits import parse_credits, wire
 from parshall.kernel.headers import REQUEST_ID_HEADER, STREAM_ID_HEADER, stream_headers
-from parshall.kernel.http import install_errors, problem
 from parshall.kernel.ids import new_stream_id, parse_stream_id
+from parshall.kernel.refusals import install_errors, problem
 from parshall.kernel.tokens import presented_token
 
 if TYPE_CHECKING:
