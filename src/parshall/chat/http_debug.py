@@ -49,7 +49,7 @@ Named = Annotated[wire.Text, Path(min_length=1, max_length=100)]
 
 @router.post("", status_code=201)
 async def switch_on(body: SwitchBody, caller: Admin, traces: TracesService, keeper: Keeper) -> dict[str, Any]:
-    """Trace the headers of a user's requests, or of those about a stream, from now on for so many minutes."""
+    """Trace the headers of a user's requests, or of a stream's, for so many minutes."""
     switch = await traces.switch_on(
         user=body.user_id, stream_id=body.streaming_session_id, minutes=body.minutes, by=_by(caller)
     )

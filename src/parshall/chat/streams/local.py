@@ -84,11 +84,11 @@ class LocalStreamLog:
         self._pending_since = 0.0
         self._reading = threading.Lock()
         try:
-            self._writer = _connect(path)
+            self._writer = pieces.connect(path)
             self._writer.executescript(_SCHEMA)
             pieces.prepare(self._writer)
             self._writer.execute("UPDATE log_streams SET lease_until = 0 WHERE closed_at IS NULL")
-            self._reader = _connect(path)
+            self._reader = pieces.connect(path)
             self._journal = Journal(path.with_suffix(".journal"))
             self._recover()
         except (sqlite3.DatabaseError, OSError) as error:
@@ -337,16 +337,9 @@ class LocalStreamLog:
 
     def _checkpoint(self) -> None:
         """Move the write-ahead log into the file beside the writers; the loop never pays for that."""
-        connection = _connect(self._path)
+        connection = pieces.connect(self._path)
         try:
             while not self._stopping.wait(CHECKPOINT_SECONDS):
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         finally:
             connection.close()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=0", "cache_size=-8192"):
-        connection.execute(f"PRAGMA {pragma}").close()
-    return connection

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -22,6 +23,14 @@ FRAMES_PER_ROW_MAX = 128
 
 _unpack = msgspec.msgpack.Decoder(list[bytes]).decode
 _pack = msgspec.msgpack.Encoder().encode
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """The log's file: a commit is in the kernel's hands without waiting for the disk."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=0", "cache_size=-8192"):
+        connection.execute(f"PRAGMA {pragma}").close()
+    return connection
 
 
 def prepare(connection: sqlite3.Connection) -> None:
