@@ -15,6 +15,7 @@ from parshall.chat.providers.openai_stream import Answer, garbage
 from parshall.chat.providers.patience import Patience
 from parshall.chat.providers.refusal import refusal
 from parshall.kernel.errors import StartupError
+from parshall.kernel.trace import TRACEPARENT_HEADER, traceparent
 
 ANY_MODEL = "*"
 CONNECT_SECONDS = 10.0
@@ -158,7 +159,11 @@ class OpenAIProvider:
                 return await session.post(
                     f"{self._base}/chat/completions",
                     data=self._request(prompt),
-                    headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
+                    headers={
+                        "Content-Type": "application/json",
+                        "Accept": "text/event-stream",
+                        TRACEPARENT_HEADER: traceparent(),
+                    },
                     allow_redirects=False,
                 )
         except (aiohttp.ClientConnectionError, OSError, RuntimeError) as error:
