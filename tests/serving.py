@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2
 import psutil
+from tests import topology
 
 from parshall.kernel.sse import Event, EventParser
 
@@ -41,7 +42,7 @@ class Server:
     process: subprocess.Popen[str] | None = None
     url: str = ""
     program: tuple[str, ...] = (str(PARSHALL),)
-    split: bool = False
+    split: bool = field(default_factory=lambda: topology.is_split)
     services: dict[str, str] = field(default_factory=dict)
     """Where each service answers, if they are apart; `url` is chat's then."""
     output: list[str] = field(default_factory=list)
@@ -89,9 +90,20 @@ class Server:
     def _port(self, service: str) -> str:
         return self.services.get(service.lower(), ":0").rpartition(":")[2]
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where the services answer, each address once."""
+        return tuple(self.services.values()) or (self.url,)
+
+    def at(self, path: str) -> str:
+        """The whole URL of a path, at the service whose it is."""
+        return self.services.get(service_of(path), self.url) + path
+
     def child(self, service: str) -> psutil.Process:
-        """The process of a service that is served apart."""
+        """The process of a service: its own where it is served apart, else that of all."""
         assert self.process is not None
+        if not self.split:
+            return psutil.Process(self.process.pid)
         deadline = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < deadline:
             for found in psutil.Process(self.process.pid).children():
@@ -117,10 +129,16 @@ class Server:
         self.process.send_signal(number)
         return self.process.wait(30), time.monotonic() - began
 
+    def caller(self, token: str = "") -> "Caller":
+        """A caller with that token, or with none."""
+        caller = Caller(self.url, services=self.services)
+        caller.token = token
+        self.callers.append(caller)
+        return caller
+
     def user(self, name: str = "admin", password: str = ADMIN_PASSWORD) -> "Caller":
         """A logged-in caller."""
-        caller = Caller(self.url, services=self.services)
-        self.callers.append(caller)
+        caller = self.caller()
         caller.login(name, password)
         return caller
 
@@ -130,6 +148,11 @@ class Server:
         admin.add_customer(name, credits=credits)
         admin.close()
         return self.user(name, f"{name}-password")
+
+
+def service_of(path: str) -> str:
+    """The service that answers a path where they are apart."""
+    return next((name for name, paths in PATHS.items() if path.startswith(paths)), "chat")
 
 
 class Caller:
@@ -159,8 +182,7 @@ class Caller:
         return answer.json() if answer.content else None
 
     def _where(self, path: str) -> str:
-        service = next((name for name, paths in PATHS.items() if path.startswith(paths)), "chat")
-        return self.services.get(service, "") + path
+        return self.services.get(service_of(path), "") + path
 
     def get(self, path: str, *, expect: int = 200, headers: Mapping[str, str] | None = None) -> Any:
         return self.request("GET", path, expect=expect, headers=headers)
@@ -224,9 +246,10 @@ class Caller:
 
 
 @contextlib.contextmanager
-def serving(home: Path, *arguments: str, split: bool = False, **settings: str) -> Iterator[Server]:
-    """A running server; killed at the end if it still runs."""
-    server = Server(home=home, settings=settings, arguments=arguments, split=split)
+def serving(home: Path, *arguments: str, split: bool | None = None, **settings: str) -> Iterator[Server]:
+    """A running server; killed at the end if it still runs. Without `split` it is as the topology of the tests says."""
+    server = Server(home=home, settings=settings, arguments=arguments)
+    server.split = server.split if split is None else split
     server.start()
     try:
         yield server
