@@ -42,6 +42,8 @@ class Server:
     process: subprocess.Popen[str] | None = None
     url: str = ""
     program: tuple[str, ...] = (str(PARSHALL),)
+    service: str = ""
+    """The one service to serve, if not all of them."""
     split: bool = field(default_factory=lambda: topology.is_split)
     services: dict[str, str] = field(default_factory=dict)
     """Where each service answers, if they are apart; `url` is chat's then."""
@@ -63,7 +65,8 @@ class Server:
 
     def start(self) -> "Server":
         """Start and wait until it answers; the port stays the same over restarts."""
-        command = [*self.program, "up", *(["--split"] if self.split else []), *self.arguments]
+        what = ("serve", self.service) if self.service else ("up", *(["--split"] if self.split else []))
+        command = [*self.program, *what, *self.arguments]
         self.process = subprocess.Popen(
             command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -82,7 +85,7 @@ class Server:
             if found := re.search(r"Parshall (?:(\w+) )?listens on (http://\S+)", line):
                 if found[1]:
                     self.services[found[1]] = found[2]
-                else:
+                if found[1] == (self.service or None):
                     self.url = found[2]
                     listening.set()
         process.stdout.close()
@@ -128,6 +131,11 @@ class Server:
         began = time.monotonic()
         self.process.send_signal(number)
         return self.process.wait(30), time.monotonic() - began
+
+    def run(self, *arguments: str) -> str:
+        """What a command says that is run on the data folder and with the settings of this server."""
+        command = [str(PARSHALL), *arguments]
+        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=True).stdout
 
     def caller(self, token: str = "") -> "Caller":
         """A caller with that token, or with none."""

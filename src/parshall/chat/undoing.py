@@ -115,34 +115,33 @@ class Undoing:
             del self._undos[stream_id]
 
     async def _run(self, undo: _Undo, stream: Stream, *, void: bool, keep: bool, late: bool) -> None:
-        after = LATE_SECONDS if late else ()
         try:
-            over = await self._at_once(stream) if void and not keep else None
-            if over is None:
-                await self._insist(lambda: self._remove(stream, void=False))
-                after = (RETURN_SECONDS_MAX if keep else 0.0, *after)
-            undo.gone.set()
-            if void and not over:
-                await self._give_back_after(after, undo, stream)
+            if void and not (keep or late) and await self._at_once(stream):
+                return
+            await self._insist(lambda: self._remove(stream, void=False))
+            if keep:
+                undo.gone.set()
+            if void:
+                pauses = (RETURN_SECONDS_MAX if keep else 0.0, *(LATE_SECONDS if late else ()))
+                await self._give_back_after(pauses, undo, stream)
         finally:
             undo.gone.set()
 
-    async def _at_once(self, stream: Stream) -> bool | None:
-        """Remove the turn in the order that a crash does not harm: what still has a record is found.
-
-        Whether nothing can be held for it any more; None if it could not be removed.
-        """
+    async def _at_once(self, stream: Stream) -> bool:
+        """Remove the turn in the order that a crash does not harm: what still has a record is found; False if not."""
         try:
-            return await self._remove(stream, void=True)
+            await self._remove(stream, void=True)
         except Unavailable as error:
             _logger.warning("undoing_put_off", stream=stream.id, reason=error.detail)
-            return None
+            return False
+        return True
 
     async def _give_back_after(self, pauses: tuple[float, ...], undo: _Undo, stream: Stream) -> None:
         """Void after each pause, until there was something to void or the client has come back."""
         for pause in pauses:
             if await self._asked_again(undo, pause) or await self._give_back(stream):
                 return
+            undo.gone.set()  # what may be reserved yet, nobody waits for
 
     @staticmethod
     async def _asked_again(undo: _Undo, seconds: float) -> bool:
