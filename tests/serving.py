@@ -23,7 +23,7 @@ from parshall.kernel.sse import Event, EventParser
 ROOT = Path(__file__).parent.parent
 PARSHALL = Path(sys.executable).with_name("parshall")
 ADMIN_PASSWORD = "admin-password"
-START_SECONDS_MAX = 60
+START_SECONDS_MAX = 120
 PATHS = {
     "auth": ("/api/auth", "/api/profile", "/api/change-password", "/api/admin", "/.well-known"),
     "accounting": ("/api/credits", "/api/streaming-sessions", "/api/usage", "/api/prices", "/api/organisations"),

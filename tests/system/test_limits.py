@@ -20,7 +20,7 @@ REQUESTS = 25
 ANONYMOUS = 60
 STREAMS = 3
 LONG = "fake-n900-ms20"
-NAMES = (f"user{number}" for number in itertools.count())
+NAMES = (f"limits{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")

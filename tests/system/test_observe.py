@@ -14,7 +14,7 @@ from tests.serving import Caller, Server, serving, text_of, upstream
 
 from parshall.kernel.sse import Event
 
-NAMES = (f"user{number}" for number in itertools.count())
+NAMES = (f"observe{number}" for number in itertools.count())
 FRAMING = {"observer", "history-start", "history-end", "observer-end"}
 
 

@@ -16,7 +16,7 @@ from tests.serving import Caller, Server, serving, stream_id_of, text_of, tokens
 from parshall.kernel.ids import parse_stream_id
 
 ORIGIN = "https://chat.example.org"
-NAMES = (f"user{number}" for number in itertools.count())
+NAMES = (f"streams{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
