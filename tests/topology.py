@@ -38,13 +38,13 @@ def stands_on_it(fixture: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 
 
 def depends_on_it(item: pytest.Item) -> bool:
-    """Whether a test starts servers at all."""
+    """Whether a test starts servers, and leaves it to the topology how."""
     module = item.getparent(pytest.Module)
-    return module is not None and any(hasattr(module.obj, name) for name in STARTS_SERVERS)
+    return module is not None and not item.get_closest_marker("apart") and any(hasattr(module.obj, name) for name in STARTS_SERVERS)
 
 
 def choices(chosen: str, markers: list[pytest.Mark]) -> list[str]:
     """The topologies that a test of these markers runs on."""
-    if any(marker.name == "one_process" for marker in markers):
+    if any(marker.name in ("one_process", "apart") for marker in markers):
         return [ONE]
     return [ONE, SPLIT] if chosen == BOTH else [chosen]

@@ -17,7 +17,7 @@ from tests.serving import Caller, stream_id_of, text_of
 
 from parshall.kernel.deadlines import WITHIN_HEADER
 
-pytestmark = pytest.mark.one_process("always apart: it starts each service by itself")
+pytestmark = pytest.mark.apart
 AWAY_SECONDS_MAX = 10.0
 """Within which a stream is refused where accounting is silent."""
 GIVEN_BACK_SECONDS_MAX = 30.0

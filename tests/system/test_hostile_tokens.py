@@ -12,6 +12,8 @@ from tests.forgery import Forger, bad_tokens
 from tests.hostile import Deployment, Line, deployed
 from tests.serving import Server, stream_id_of
 
+pytestmark = pytest.mark.apart
+
 CHALLENGE = 'Bearer error="invalid_token"'
 CLAUSE = re.compile(r"RFC (4648|6750|7515|7516|7519|7797|8032|8259|8725|9068) §[0-9.]+")
 

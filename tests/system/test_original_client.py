@@ -11,6 +11,8 @@ from tests.hostile import operations
 from tests.scripted import Script
 from tests.serving import ADMIN_PASSWORD, Server, serving, upstream
 
+pytestmark = pytest.mark.apart
+
 PORTS = ("auth", "accounting", "chat")
 PASSWORD = "original-password"
 NEWER = re.compile(

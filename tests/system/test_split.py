@@ -18,6 +18,8 @@ from tests.ledgers import check_ledger
 from tests.scripted import Script
 from tests.serving import PARSHALL, Caller, Server, serving, stream_id_of, text_of, tokens_of, upstream
 
+pytestmark = pytest.mark.apart
+
 SERVICES = ("auth", "accounting", "chat")
 SETTLING = ("initialize", "extend", "reprice", "finalize", "abort", "void")
 BODY: dict[str, Any] = {

@@ -10,6 +10,8 @@ from tests.system import test_limits as limits
 from tests.system import test_observe as watching
 from tests.system import test_streams as streams
 
+pytestmark = pytest.mark.apart
+
 NAMES = (f"apart{number}" for number in itertools.count())
 
 
