@@ -40,7 +40,8 @@ def stands_on_it(fixture: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 def depends_on_it(item: pytest.Item) -> bool:
     """Whether a test starts servers, and leaves it to the topology how."""
     module = item.getparent(pytest.Module)
-    return module is not None and not item.get_closest_marker("apart") and any(hasattr(module.obj, name) for name in STARTS_SERVERS)
+    starts = module is not None and any(hasattr(module.obj, name) for name in STARTS_SERVERS)
+    return starts and not item.get_closest_marker("apart")
 
 
 def choices(chosen: str, markers: list[pytest.Mark]) -> list[str]:
