@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
+import httpx2
 import pytest
 from tests.serving import Caller, Server, serving, upstream
 from tests.system import test_api_keys as keys
@@ -67,6 +68,20 @@ def holder(server: Server, owner: Caller) -> Iterator[Caller]:
     made = server.caller(keys.made(owner)["key"])
     yield made
     made.close()
+
+
+# ── What each offers ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_service_says_who_it_is_and_serves_its_own_routes_alone(server: Server) -> None:
+    own = {"auth": "/api/auth/login", "accounting": "/api/credits/balance", "chat": "/api/chat/sessions"}
+    for name in own:
+        url = server.services[name]
+        for path in ("/health", "/api/health", "/api/version"):
+            assert httpx2.get(url + path).json()["service"] == name
+        paths = httpx2.get(f"{url}/openapi.json").json()["paths"]
+        assert [each for each, path in own.items() if path in paths] == [name]
+        assert httpx2.get(f"{url}/docs").status_code == 200
 
 
 # ── Streams, their end and their way back ───────────────────────────────────────────────────────────────────────────
