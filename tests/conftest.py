@@ -32,12 +32,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Apart from the usual topology, leave out what does not depend on it, and skip what says that it cannot."""
     if config.getoption("topology") == topologies.SPLIT:
-        left_out = [item for item in items if SYSTEM not in item.path.parents or not topologies.depends_on_it(item)]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=[item for item in items if not _has_topology(item)])
+        items[:] = [item for item in items if _has_topology(item)]
         for item in items:
             if mark := item.get_closest_marker("one_process"):
                 item.add_marker(pytest.mark.skip(reason=mark.args[0]))
+
+
+def _has_topology(item: pytest.Item) -> bool:
+    return SYSTEM in item.path.parents and topologies.depends_on_it(item)
 
 
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:

@@ -28,7 +28,7 @@ TOKEN_MARGIN_SECONDS = 10.0
 """A token is not used in its last seconds: clocks differ, and a call takes time."""
 TOKEN_RETRY_SECONDS = 2.0
 KEYS_SECONDS_MAX = 1.0
-"""How long auth may take to give its keys: requests wait for that, every few minutes, and known keys do as well."""
+"""How long auth may take to give its keys: requests wait for that, every half minute, and known keys do as well."""
 PEOPLE_SECONDS_MAX = 10.0
 """How long it is remembered whose a name or address is. What somebody may do is asked anew each time."""
 PEOPLE_KEPT_MAX = 10_000
