@@ -182,7 +182,8 @@ def test_after_kill_9_of_postgres_nothing_acknowledged_is_lost_and_service_is_ba
                         each.result(60)
             assert load.complaints == []
             for name in names:
-                assert bob.ended(name)["outcome"] == "completed"
+                ended = bob.ended(name)
+                assert ended["outcome"] == "completed", (ended, [line for line in server.output if "extension" in line])
             assert bob.balance()["reservedCredits"] == 0
             assert server.process is not None and server.process.poll() is None
             server.stop()
