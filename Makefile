@@ -48,8 +48,10 @@ check: environment ## lint, formatting, types, layers and the rules of CONTRIBUT
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest tests/tidy
 
-soak: environment ## run the long simulations
+soak: environment ## run the long simulations, then the system tests with the services apart; with ARGS: those alone
 	@$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+	@$(if $(ARGS),,$(BIN)/python -m pytest tests/system --topology split --timeout 3600 \
+	  --numprocesses auto --maxprocesses 2 --dist loadfile)
 
 bench: environment ## measure; about half an hour, on Linux
 	@$(BIN)/python bench/streams.py && $(BIN)/python bench/ledger.py

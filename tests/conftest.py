@@ -2,15 +2,59 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from tests import topology as topologies
 from tests.postgres import Engine, Server
 from tests.valkey import Valkey
 
 # No deadline: a slow machine is no fault of the code, and no test states a time. The blob replays a failure elsewhere.
 settings.register_profile("parshall", deadline=None, print_blob=True)
 settings.load_profile("parshall")
+SYSTEM = Path(__file__).parent / "system"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--topology`, for tests/system."""
+    names = (topologies.ONE, topologies.SPLIT, topologies.BOTH)
+    parser.addoption("--topology", choices=names, default=topologies.ONE, help="run services in one process, or apart")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With both, a test runs on one after the other."""
+    if metafunc.config.getoption("topology") == topologies.BOTH and SYSTEM in metafunc.definition.path.parents:
+        names = topologies.choices(topologies.BOTH, list(metafunc.definition.iter_markers()))
+        metafunc.parametrize("topology", names, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Apart from the usual topology, leave out what does not depend on it, and skip what says that it cannot."""
+    if config.getoption("topology") == topologies.SPLIT:
+        config.hook.pytest_deselected(items=[item for item in items if not _has_topology(item)])
+        items[:] = [item for item in items if _has_topology(item)]
+        for item in items:
+            if mark := item.get_closest_marker("one_process"):
+                item.add_marker(pytest.mark.skip(reason=mark.args[0]))
+
+
+def _has_topology(item: pytest.Item) -> bool:
+    return SYSTEM in item.path.parents and topologies.depends_on_it(item)
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    """A server of a module ends with the topology that it was started on."""
+    topologies.stands_on_it(fixturedef, request)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def topology(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The one that servers of this module start on."""
+    chosen: str = getattr(request, "param", request.config.getoption("topology"))
+    topologies.begin(chosen)
+    yield chosen
+    topologies.end()
 
 
 @pytest.fixture(scope="session")

@@ -111,13 +111,12 @@ def operations(url: str) -> list[Operation]:
 
 
 @contextlib.contextmanager
-def deployed(home: Path, **settings: str) -> Iterator[tuple[Server, Deployment]]:
-    """One process with all three services, and a scripted model behind it."""
-    with (
-        upstream() as url,
-        serving(home, EMBEDDED_MODEL="off", OPENAI_BASE_URL=url, OPENAI_MODELS="fake", **settings) as server,
-    ):
-        yield server, Deployment(auth=server.url, accounting=server.url, chat=server.url, home=home)
+def deployed(home: Path, *, split: bool | None = None, **settings: str) -> Iterator[tuple[Server, Deployment]]:
+    """The three services, together or apart as the topology of the tests says, and a scripted model behind them."""
+    options = {"EMBEDDED_MODEL": "off", "OPENAI_MODELS": "fake"} | settings
+    with upstream() as url, serving(home, split=split, OPENAI_BASE_URL=url, **options) as server:
+        auth, accounting, chat = (server.services.get(name, server.url) for name in ("auth", "accounting", "chat"))
+        yield server, Deployment(auth=auth, accounting=accounting, chat=chat, home=home)
 
 
 class Line:

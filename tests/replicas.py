@@ -190,7 +190,8 @@ def replicas(
             **settings,
         }
         servers = [
-            Server(home=folder / f"replica-{i}", settings=shared | dict(each(i)), program=program) for i in range(count)
+            Server(home=folder / f"replica-{i}", settings=shared | dict(each(i)), program=program, split=False)
+            for i in range(count)
         ]
         stack.callback(_end, servers)
         servers[0].start()  # alone: it makes the tables and the first administrator

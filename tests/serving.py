@@ -16,13 +16,14 @@ from typing import Any
 
 import httpx2
 import psutil
+from tests import topology
 
 from parshall.kernel.sse import Event, EventParser
 
 ROOT = Path(__file__).parent.parent
 PARSHALL = Path(sys.executable).with_name("parshall")
 ADMIN_PASSWORD = "admin-password"
-START_SECONDS_MAX = 60
+START_SECONDS_MAX = 120
 PATHS = {
     "auth": (
         *("/api/auth", "/api/profile", "/api/change-password", "/api/admin", "/.well-known"),
@@ -44,7 +45,9 @@ class Server:
     process: subprocess.Popen[str] | None = None
     url: str = ""
     program: tuple[str, ...] = (str(PARSHALL),)
-    split: bool = False
+    service: str = ""
+    """The one service to serve, if not all of them."""
+    split: bool = field(default_factory=lambda: topology.is_split)
     services: dict[str, str] = field(default_factory=dict)
     """Where each service answers, if they are apart; `url` is chat's then."""
     output: list[str] = field(default_factory=list)
@@ -65,7 +68,8 @@ class Server:
 
     def start(self) -> "Server":
         """Start and wait until it answers; the port stays the same over restarts."""
-        command = [*self.program, "up", *(["--split"] if self.split else []), *self.arguments]
+        what = ("serve", self.service) if self.service else ("up", *(["--split"] if self.split else []))
+        command = [*self.program, *what, *self.arguments]
         self.process = subprocess.Popen(
             command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -84,7 +88,7 @@ class Server:
             if found := re.search(r"Parshall (?:(\w+) )?listens on (http://\S+)", line):
                 if found[1]:
                     self.services[found[1]] = found[2]
-                else:
+                if found[1] == (self.service or None):
                     self.url = found[2]
                     listening.set()
         process.stdout.close()
@@ -92,9 +96,20 @@ class Server:
     def _port(self, service: str) -> str:
         return self.services.get(service.lower(), ":0").rpartition(":")[2]
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where the services answer, each address once."""
+        return tuple(self.services.values()) or (self.url,)
+
+    def at(self, path: str) -> str:
+        """The whole URL of a path, at the service whose it is."""
+        return self.services.get(service_of(path), self.url) + path
+
     def child(self, service: str) -> psutil.Process:
-        """The process of a service that is served apart."""
+        """The process of a service: its own where it is served apart, else that of all."""
         assert self.process is not None
+        if not self.split:
+            return psutil.Process(self.process.pid)
         deadline = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < deadline:
             for found in psutil.Process(self.process.pid).children():
@@ -120,10 +135,21 @@ class Server:
         self.process.send_signal(number)
         return self.process.wait(30), time.monotonic() - began
 
+    def run(self, *arguments: str) -> str:
+        """What a command says that is run on the data folder and with the settings of this server."""
+        command = [str(PARSHALL), *arguments]
+        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=True).stdout
+
+    def caller(self, token: str = "") -> "Caller":
+        """A caller with that token, or with none."""
+        caller = Caller(self.url, services=self.services)
+        caller.token = token
+        self.callers.append(caller)
+        return caller
+
     def user(self, name: str = "admin", password: str = ADMIN_PASSWORD) -> "Caller":
         """A logged-in caller."""
-        caller = Caller(self.url, services=self.services)
-        self.callers.append(caller)
+        caller = self.caller()
         caller.login(name, password)
         return caller
 
@@ -133,6 +159,11 @@ class Server:
         admin.add_customer(name, credits=credits)
         admin.close()
         return self.user(name, f"{name}-password")
+
+
+def service_of(path: str) -> str:
+    """The service that answers a path where they are apart."""
+    return next((name for name, paths in PATHS.items() if path.startswith(paths)), "chat")
 
 
 class Caller:
@@ -162,8 +193,7 @@ class Caller:
         return answer.json() if answer.content else None
 
     def _where(self, path: str) -> str:
-        service = next((name for name, paths in PATHS.items() if path.startswith(paths)), "chat")
-        return self.services.get(service, "") + path
+        return self.services.get(service_of(path), "") + path
 
     def get(self, path: str, *, expect: int = 200, headers: Mapping[str, str] | None = None) -> Any:
         return self.request("GET", path, expect=expect, headers=headers)
@@ -227,9 +257,10 @@ class Caller:
 
 
 @contextlib.contextmanager
-def serving(home: Path, *arguments: str, split: bool = False, **settings: str) -> Iterator[Server]:
-    """A running server; killed at the end if it still runs."""
-    server = Server(home=home, settings=settings, arguments=arguments, split=split)
+def serving(home: Path, *arguments: str, split: bool | None = None, **settings: str) -> Iterator[Server]:
+    """A running server; killed at the end if it still runs. Without `split` it is as the topology of the tests says."""
+    server = Server(home=home, settings=settings, arguments=arguments)
+    server.split = server.split if split is None else split
     server.start()
     try:
         yield server

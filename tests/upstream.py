@@ -43,6 +43,7 @@ class Upstream:
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/asked", self._asked)
+        app.router.add_get("/v1/traces", self._traces)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -76,6 +77,10 @@ class Upstream:
     async def _asked(self, _request: web.Request) -> web.Response:
         """The last message of every request so far, for tests that run this in another process."""
         return web.json_response([_last_text(asked.body) for asked in self.requests])
+
+    async def _traces(self, _request: web.Request) -> web.Response:
+        """The `traceparent` of every request so far, likewise."""
+        return web.json_response([asked.headers.get("traceparent", "") for asked in self.requests])
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -17,6 +17,8 @@ from tests.serving import ROOT, text_of, tokens_of
 from tests.system.test_process import begin
 from tests.valkey import Valkey
 
+pytestmark = pytest.mark.one_process("replicas stand behind one address each")
+
 ID = "stream-1620847252-00000000000000a7"
 LONG = "fake-n400-ms10-nousage"
 

@@ -8,6 +8,8 @@ from tests.scripted import Script
 from tests.serving import stream_id_of, text_of
 from tests.valkey import Valkey
 
+pytestmark = pytest.mark.one_process("replicas stand behind one address each")
+
 
 @pytest.mark.soak
 def test_replicas_serve_each_others_users_and_streams_and_the_balancer_skips_the_dead(

@@ -18,6 +18,8 @@ from tests.serving import PARSHALL, Server, serving, upstream
 from parshall.doctor.examine import examine
 from parshall.doctor.model import CannotRun, Check, Plan, Profile, Report, Status
 
+pytestmark = pytest.mark.one_process("the doctor examines one address, as browsers meet it")
+
 ORIGIN = "https://page.example.org"
 MESSAGE = "fake-n40-ms30"
 DOCTORS = 8

@@ -13,6 +13,8 @@ from tests.nginx import free_ports
 from tests.serving import Server, serving, upstream
 from tests.system.test_doctor import BAD
 
+pytestmark = pytest.mark.one_process("the doctor examines one address, as browsers meet it")
+
 USER, PASSWORD = "alice", "alice-password"
 MESSAGE = "fake-n30-ms30"
 if binary() is None:

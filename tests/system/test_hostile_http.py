@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[str, bytes, set[int]]] = {
     "chunked in quotes": ("§6.1", coded(b'"chunked"'), {400, 501}),
     "chunked after a vertical tab": ("§6.1", coded(b"\x0bchunked"), {400, 501}),
     "chunked before a NUL": ("§6.1", coded(b"chunked\0"), {400, 501}),
-    "a coding in HTTP/1.0": ("§6.1", CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + END, {400, 501}),
+    "a coding in HTTP/1.0": ("§6.1", CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + END, {400, 401, 501}),
     "a space before the colon of a coding": ("§5.1", sized(b"Transfer-Encoding : chunked", body=END), {400}),
     "a folded coding": ("§5.2", sized(b"Transfer-Encoding:\r\n chunked", body=END), {400, 501}),
     # Chunks: RFC 9112 §7.1
@@ -144,17 +144,39 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Dep
         yield made
 
 
+BODIES = {"auth": "/api/auth/login", "accounting": "/api/credits/check", "chat": "/api/chat/sessions"}
+"""Where each service takes a body; 401 where that is all that is wrong."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Where the services are apart, each is asked; in one process they are one."""
+    if "service" in metafunc.fixturenames:
+        apart = metafunc.config.getoption("topology") != "one"
+        metafunc.parametrize("service", list(BODIES) if apart else ["auth"], scope="module")
+
+
 @pytest.fixture
-def line(site: tuple[Server, Deployment]) -> Iterator[Line]:
-    made = Line(site[1].chat)
+def url(site: tuple[Server, Deployment], service: str) -> str:
+    found: str = getattr(site[1], service)
+    return found
+
+
+@pytest.fixture
+def line(url: str) -> Iterator[Line]:
+    made = Line(url)
     yield made
     made.close()
 
 
+def to(service: str, raw: bytes) -> bytes:
+    """The same, where that service takes a body."""
+    return raw.replace(b"/api/auth/login", BODIES[service].encode())
+
+
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_http_forbids_is_refused_and_the_connection_closed(line: Line, name: str) -> None:
+def test_what_http_forbids_is_refused_and_the_connection_closed(line: Line, service: str, name: str) -> None:
     _, raw, statuses = REFUSED[name]
-    line.say(raw)
+    line.say(to(service, raw))
     line.say(VERSION)  # smuggled, if anybody takes it for a request
     heard = line.to_end()
     if heard or len(raw) < 100_000:  # the end may overtake the answer while the client still sends
@@ -163,12 +185,16 @@ def test_what_http_forbids_is_refused_and_the_connection_closed(line: Line, name
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_what_http_allows_is_answered_and_the_connection_stays_in_step(line: Line, name: str) -> None:
+def test_what_http_allows_is_answered_and_the_connection_stays_in_step(
+    site: tuple[Server, Deployment], line: Line, service: str, name: str
+) -> None:
     _, raw, status = TAKEN[name]
-    line.say(raw + VERSION)
-    first, second = line.answers(2)
+    line.say(to(service, raw) + VERSION)
+    answers = line.answers(2)
+    assert len(answers) == 2, (line.heard, site[0].output[-5:])
+    first, second = answers
     assert first.status == status
-    assert (second.status, second.json()["service"]) == (200, "parshall")
+    assert (second.status, second.json()["service"]) == (200, service if site[0].split else "parshall")
 
 
 def test_an_upgrade_is_not_followed_and_ends_the_connection(line: Line) -> None:
@@ -183,20 +209,22 @@ def test_pipelined_requests_are_answered_in_order(line: Line) -> None:
     assert [each.status for each in line.answers(3)] == [200, 404, 200]
 
 
-def test_what_is_malformed_does_not_cut_the_answer_before_it(site: tuple[Server, Deployment], line: Line) -> None:
+def test_what_is_malformed_does_not_cut_the_answer_before_it(site: tuple[Server, Deployment]) -> None:
     caller = site[0].customer("piper")
     session = caller.session()
+    line = Line(site[1].chat)
     body = b'{"message":"fake-n20-ms30"}'
     head = f"POST /api/chat/sessions/{session}/stream HTTP/1.1\r\nAuthorization: Bearer {caller.token}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     line.say(head.encode() + HOST + b"\r\n" + body)
     while b"event: chunk" not in line.heard:
-        line.hear()
+        assert line.hear(), line.heard
     line.say(b"GARBAGE\r\n\r\n")
     line.to_end()
     (answer,) = line.answers(1)
     assert (answer.status, answer.body.count(b"event: chunk"), answer.body.count(b"event: done")) == (200, 20, 1)
     assert len(STATUS.findall(line.heard)) == 1
+    line.close()
 
 
 def test_the_refusal_of_a_request_line_is_a_problem_that_no_browser_guesses_at(line: Line) -> None:
@@ -226,23 +254,21 @@ DRIPS = {
 
 
 def test_two_hundred_that_never_ask_are_closed_in_time_while_others_are_served(
-    site: tuple[Server, Deployment],
+    site: tuple[Server, Deployment], service: str, url: str
 ) -> None:
-    caller = site[0].customer("patient")
+    caller = site[0].customer(f"patient-{service}")
     session, answers = caller.session(), []
     streaming = threading.Thread(target=lambda: answers.append(caller.ask(session, "fake-n40-ms100")))
     streaming.start()
     began = time.monotonic()
-    lines = [
-        (Line(site[1].chat), drip) for _, (_, drip) in zip(range(200), itertools.cycle(DRIPS.items()), strict=False)
-    ]
+    lines = [(Line(url), drip) for _, (_, drip) in zip(range(200), itertools.cycle(DRIPS.items()), strict=False)]
     for line, (first, _) in lines:
-        line.say(first)
+        line.say(to(service, first))
     slowest = 0.0
     while any(not line.has_ended() for line, _ in lines):
         assert time.monotonic() - began < 2 * (HEAD + BODY) + 1, [d for line, d in lines if not line.ended][:5]
         asked = time.monotonic()
-        assert caller_version(site[1]) == 200
+        assert status_of_version(url) == 200
         slowest = max(slowest, time.monotonic() - asked)
         for line, (_, more) in lines:
             if not line.ended and more:
@@ -255,8 +281,8 @@ def test_two_hundred_that_never_ask_are_closed_in_time_while_others_are_served(
         line.close()
 
 
-def caller_version(at: Deployment) -> int:
-    line = Line(at.chat)
+def status_of_version(url: str) -> int:
+    line = Line(url)
     line.say(VERSION)
     (answer,) = line.answers(1)
     line.close()
@@ -269,8 +295,8 @@ def test_a_connection_between_requests_is_closed_too(line: Line) -> None:
     assert wait_until(line.has_ended, 8) < 7
 
 
-def test_a_body_that_is_too_large_is_refused_and_not_read_for_ever(line: Line) -> None:
-    line.say(sized(b"Content-Length: 9999999999", body=b"{"))
+def test_a_body_that_is_too_large_is_refused_and_not_read_for_ever(line: Line, service: str) -> None:
+    line.say(to(service, sized(b"Content-Length: 9999999999", body=b"{")))
     (answer,) = line.answers(1)
     assert answer.status == 413
     wait_until(line.has_ended, BODY + 6)

@@ -130,7 +130,8 @@ def added_service(server: Server) -> str:
 
 def lines_of(server: Server) -> list[dict[str, Any]]:
     """The log from the first request on; each line is one JSON document, whatever it is about."""
-    return [json.loads(line) for line in server.output if not line.startswith("Parshall listens")]
+    listens = re.compile(r"(\w+: )?(Parshall|Auth|Accounting)( \w+)? listens on http://127\.0\.0\.1:\d+( \(chat\))?\n")
+    return [json.loads(line) for line in server.output if not listens.fullmatch(line)]
 
 
 def run(fuzz: Fuzz, share: int) -> None:

@@ -12,13 +12,16 @@ from tests.forgery import Forger, bad_tokens
 from tests.hostile import Deployment, Line, deployed
 from tests.serving import Server, stream_id_of
 
+pytestmark = pytest.mark.apart
+
 CHALLENGE = 'Bearer error="invalid_token"'
 CLAUSE = re.compile(r"RFC (4648|6750|7515|7516|7519|7797|8032|8259|8725|9068) §[0-9.]+")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Deployment]]:
-    with deployed(tmp_path_factory.mktemp("home")) as made:
+    """Always apart: one process would be asked the same three times."""
+    with deployed(tmp_path_factory.mktemp("home"), split=True) as made:
         yield made
 
 
@@ -112,10 +115,11 @@ def test_two_headers_hold_no_token_whichever_of_them_is_right(
 
 
 def test_a_token_of_a_megabyte_is_not_even_read(site: tuple[Server, Deployment]) -> None:
-    line = Line(site[1].auth)
-    line.say(b"GET /api/profile HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer " + b"e" * 1_000_000 + b"\r\n\r\n")
-    assert line.to_end()[:12] in (b"", b"HTTP/1.1 431"), "closed; the end may overtake the answer"
-    line.close()
+    for url in site[1].urls:
+        line = Line(url)
+        line.say(b"GET /api/profile HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer " + b"e" * 1_000_000 + b"\r\n\r\n")
+        assert line.to_end()[:12] in (b"", b"HTTP/1.1 431"), "closed; the end may overtake the answer"
+        line.close()
 
 
 def test_a_token_in_the_url_or_the_body_is_none(forger: Forger, site: tuple[Server, Deployment]) -> None:
@@ -153,3 +157,8 @@ def test_a_replayed_refresh_token_ends_the_whole_family(site: tuple[Server, Depl
         answer = httpx2.get(f"{at.auth}/api/profile", headers={"Authorization": f"Bearer {session['accessToken']}"})
         assert (answer.status_code, answer.json()["code"]) == (401, "session_over")
         assert answer.headers["www-authenticate"] == CHALLENGE
+        for url in (f"{at.accounting}/api/credits/balance", f"{at.chat}/api/chat/sessions"):
+            answer = httpx2.get(url, headers={"Authorization": f"Bearer {session['accessToken']}"})
+            assert answer.status_code == 200, "verified by signature alone, until it expires"
+            answer = httpx2.get(url, headers={"Authorization": f"Bearer {session['refreshToken']}"})
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, CHALLENGE)

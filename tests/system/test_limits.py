@@ -20,7 +20,7 @@ REQUESTS = 25
 ANONYMOUS = 60
 STREAMS = 3
 LONG = "fake-n900-ms20"
-NAMES = (f"user{number}" for number in itertools.count())
+NAMES = (f"limits{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,13 @@ def test_of_many_requests_at_once_a_user_gets_no_more_than_may_be(settings: dict
             assert answer.headers["RateLimit"].startswith(f'"user";r={REQUESTS - 2};t=')
 
         def look(_: int) -> httpx2.Response:
-            return caller.http.get("/api/profile", headers=caller.headers({"Origin": ORIGIN}))
+            return caller.http.get("/api/chat/sessions", headers=caller.headers({"Origin": ORIGIN}))
 
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(look, range(2 * REQUESTS)))
         assert Counter(a.status_code for a in answers) == {200: REQUESTS - 2, 429: REQUESTS + 2}
         assert_refusal(next(answer for answer in answers if answer.status_code == 429))
-        other.get("/api/profile")
+        other.get("/api/chat/sessions")
         for path in ("/health", "/api/health"):
             healthy = caller.http.get(path, headers=caller.headers())
             assert healthy.status_code == 200 and "RateLimit" not in healthy.headers
@@ -82,13 +82,14 @@ def test_callers_without_a_token_are_counted_by_address_and_watchers_never(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
     with serving(tmp_path, **settings, ANONYMOUS_REQUESTS_PER_MINUTE="2") as server:
-        answers = [httpx2.get(f"{server.url}/api/version") for _ in range(3)]
+        url = server.services.get("auth", server.url)  # each service counts its own
+        answers = [httpx2.get(f"{url}/api/version") for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
-        login = httpx2.post(f"{server.url}/api/auth/login", json={"username": "admin", "password": ADMIN_PASSWORD})
+        login = httpx2.post(f"{url}/api/auth/login", json={"username": "admin", "password": ADMIN_PASSWORD})
         assert login.status_code == 429
-        assert httpx2.get(f"{server.url}/health").status_code == 200
+        assert httpx2.get(f"{url}/health").status_code == 200
         asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
-        assert httpx2.options(f"{server.url}/api/version", headers=asked).status_code == 204
+        assert httpx2.options(f"{url}/api/version", headers=asked).status_code == 204
 
 
 def test_replicas_count_together_and_without_their_store_they_refuse_nobody(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.post import code_in
-from tests.serving import Caller, serving, upstream
+from tests.serving import serving, upstream
 
 BODY = {"username": "ann", "email": "ann@example.org", "password": "correct horse"}
 
@@ -25,7 +25,7 @@ def letters(home: Path, count: int) -> list[str]:
 def test_where_sign_up_is_closed_nobody_signs_up_and_by_default_no_mail_is_sent(tmp_path: Path) -> None:
     settings = {"SIGNUP": "off", "EMBEDDED_MODEL": "off", "OPENAI_MODELS": "fake"}
     with upstream() as url, serving(tmp_path, OPENAI_BASE_URL=url, **settings) as own:
-        caller = Caller(own.url)
+        caller = own.caller()
         assert caller.post("/api/auth/signup", BODY, expect=403)["code"] == "signup_closed"
         for path in ("forgot-password", "resend-verification"):
             refused = caller.post(f"/api/auth/{path}", {"email": "admin@localhost"}, expect=403)
@@ -41,7 +41,7 @@ def test_with_a_mailbox_people_sign_up_confirm_forget_and_come_back(tmp_path: Pa
         upstream() as url,
         serving(tmp_path, EMBEDDED_MODEL="off", OPENAI_BASE_URL=url, OPENAI_MODELS="fake", **settings) as own,
     ):
-        caller = Caller(own.url)
+        caller = own.caller()
         caller.post("/api/auth/signup", BODY, expect=201)
         (welcome,) = letters(tmp_path, 1)
         assert ("https://chat.example.org/app/verify-email#token=" in welcome) == bool(pages)

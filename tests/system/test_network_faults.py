@@ -15,6 +15,8 @@ from tests.replicas import Replicas, replicas
 from tests.serving import Caller, upstream
 from tests.valkey import Valkey
 
+pytestmark = pytest.mark.one_process("replicas stand behind one address each")
+
 LATENCY_SECONDS = 0.004
 """Of the network when nothing is wrong with it: wide enough for a fault to come between two steps."""
 LEASE_SECONDS = 1.5

@@ -14,18 +14,18 @@ from tests.serving import Caller, Server, serving, text_of, upstream
 
 from parshall.kernel.sse import Event
 
-NAMES = (f"user{number}" for number in itertools.count())
+NAMES = (f"observe{number}" for number in itertools.count())
 FRAMING = {"observer", "history-start", "history-end", "observer-end"}
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres", pytest.param("split", marks=pytest.mark.soak)])
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings = {"EMBEDDED_MODEL": "off", "OPENAI_MODELS": "fake,*", "DISCONNECT_GRACE_SECONDS": "0.3"}
     if request.param == "postgres":
         database: postgres.Server = request.getfixturevalue("postgres_server")
         settings["DATABASE_URL"] = database.url(database.create())
-    home, split = tmp_path_factory.mktemp("home"), request.param == "split"
-    with upstream() as url, serving(home, split=split, OPENAI_BASE_URL=url, **settings) as running:
+    home = tmp_path_factory.mktemp("home")
+    with upstream() as url, serving(home, OPENAI_BASE_URL=url, **settings) as running:
         yield running
 
 
@@ -237,7 +237,7 @@ def test_a_key_that_may_chat_does_not_observe(server: Server, owner: Caller, sup
     session = owner.session()
     owner.ask(session, "fake-n3")
     key = supervisor.post("/api/auth/api-keys", {"name": "script", "scopes": ["chat"]}, expect=201)["key"]
-    script = Caller(server.url)
+    script = server.caller()
     script.token = key
     assert script.get("/api/chat/sessions")["sessions"] == []
     for path in (f"sessions/{session}/observe", "users/search?query=user", f"users/{me(owner)}/sessions/{session}"):

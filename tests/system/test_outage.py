@@ -29,7 +29,7 @@ DOWN_SECONDS = 1.5
 class Load:
     """Calls that never give up: what was not acknowledged is asked again, under the same key or id."""
 
-    url: str
+    server: Server
     admin: str
     service: str
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -42,7 +42,7 @@ class Load:
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def run(self, step: Callable[[httpx2.Client, int], None]) -> None:
-        with httpx2.Client(base_url=self.url, timeout=2 * ANSWER_SECONDS_MAX) as http:
+        with httpx2.Client(timeout=2 * ANSWER_SECONDS_MAX) as http:
             while not self.stopping.is_set():
                 try:
                     step(http, next(self.numbers))
@@ -54,7 +54,7 @@ class Load:
         """The acknowledged answer; None when the load ends first."""
         while not self.stopping.is_set():
             began = time.monotonic()
-            answer = http.request(method, path, json=body, headers=headers)
+            answer = http.request(method, self.server.at(path), json=body, headers=headers)
             if time.monotonic() - began > ANSWER_SECONDS_MAX:
                 self.complaints.append(f"{path} took {time.monotonic() - began:.1f} s")
             if answer.is_success:
@@ -108,8 +108,8 @@ def under_load(server: Server) -> Iterator[Load]:
     command = [PARSHALL, "services", "add", "biller", "--scope", "accounting:settle"]
     secret = subprocess.run(command, env=server.environment(), capture_output=True, text=True, check=True).stdout
     form = {"grant_type": "client_credentials", "client_id": "biller", "client_secret": secret.strip()}
-    token = admin.http.post("/api/auth/token", data=form).json()["access_token"]
-    load = Load(url=server.url, admin=f"Bearer {admin.token}", service=f"Bearer {token}")
+    token = admin.http.post(server.at("/api/auth/token"), data=form).json()["access_token"]
+    load = Load(server=server, admin=f"Bearer {admin.token}", service=f"Bearer {token}")
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(load.run, step) for step in (load.grant, load.settle, load.settle, load.look)]
         try:
@@ -182,7 +182,8 @@ def test_after_kill_9_of_postgres_nothing_acknowledged_is_lost_and_service_is_ba
                         each.result(60)
             assert load.complaints == []
             for name in names:
-                assert bob.ended(name)["outcome"] == "completed"
+                ended = bob.ended(name)
+                assert ended["outcome"] == "completed", (ended, [line for line in server.output if "extension" in line])
             assert bob.balance()["reservedCredits"] == 0
             assert server.process is not None and server.process.poll() is None
             server.stop()

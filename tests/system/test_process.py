@@ -310,7 +310,7 @@ def test_a_variable_that_is_no_option_is_named_at_the_start(scripted: str, tmp_p
 
 def test_the_life_of_an_access_token_is_the_configured_one(scripted: str, tmp_path: Path) -> None:
     with serving(tmp_path, **settings(scripted, ACCESS_TOKEN_SECONDS="77")) as server:
-        caller = Caller(server.url)
+        caller = server.caller()
         answer = caller.post("/api/auth/login", {"username": "admin", "password": ADMIN_PASSWORD})
         assert answer["expiresIn"] == 77
         caller.close()
@@ -341,7 +341,7 @@ def test_commands_work_beside_a_running_server(scripted: str, tmp_path: Path) ->
 
 def test_the_page_at_the_root_links_what_runs_here(scripted: str, tmp_path: Path) -> None:
     with serving(tmp_path, **settings(scripted)) as server:
-        caller = Caller(server.url)
+        caller = server.caller()
         page = caller.http.get("/")
         assert page.status_code == 200 and "text/html" in page.headers["content-type"]
         for link in ("/docs", "/health", "/openapi.json", "/documentation/PROTOCOL.md"):

@@ -75,6 +75,7 @@ def events(text: str) -> list[Event]:
     return list(parse([text.partition("\n\n")[2].encode() if text.startswith("HTTP/") else text.encode()]))
 
 
+@pytest.mark.one_process("the first answer knows one address")
 def test_the_walk_streams_a_whole_answer_under_an_id_that_comes_first(walk: list[str]) -> None:
     answer = walk[1].replace("\r\n", "\n")
     status, first, *_ = answer.splitlines()
@@ -87,6 +88,7 @@ def test_the_walk_streams_a_whole_answer_under_an_id_that_comes_first(walk: list
     assert "".join(event.json()["text"] for event in came if event.event == "chunk").strip()
 
 
+@pytest.mark.one_process("the first answer knows one address")
 def test_the_walk_charges_what_the_receipt_says_and_resumes_byte_for_byte(walk: list[str]) -> None:
     answer, balance, rest, receipt, chat = walk[1:]
     charged = events(answer.replace("\r\n", "\n"))[-1].json()["receipt"]["chargedCredits"]

@@ -9,7 +9,6 @@ from itertools import accumulate
 
 import aiohttp
 import httpx2
-import psutil
 import pytest
 from tests.ledgers import check_ledger
 from tests.scripted import Script
@@ -131,8 +130,7 @@ async def test_400_that_come_back_at_once_each_get_exactly_their_rest(
     message = "fake-muse-n400-ms6"
     names = [fresh_id() for _ in range(streams)]
     sessions = [caller.session() for _ in names]
-    memory = psutil.Process(server.process.pid).memory_info if server.process else None
-    assert memory is not None
+    memory = server.child("chat").memory_info
     async with Reads.by(caller) as reads, asyncio.TaskGroup() as group:
         firsts = [
             group.create_task(reads.ask(*each)) for each in zip(sessions, [message] * streams, names, strict=True)

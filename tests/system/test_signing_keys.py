@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def published(server: Server) -> set[str]:
-    return {key["kid"] for key in httpx2.get(f"{server.url}/.well-known/jwks.json").json()["keys"]}
+    return {key["kid"] for key in httpx2.get(server.at("/.well-known/jwks.json")).json()["keys"]}
 
 
 def rotated(server: Server, *arguments: str) -> None:
@@ -33,15 +33,15 @@ def rotated(server: Server, *arguments: str) -> None:
 
 def calling(server: Server, until: threading.Event, statuses: list[int], signed: set[str]) -> None:
     """Go on calling every service, and refresh for each round."""
-    with httpx2.Client(base_url=server.url, timeout=30) as http:
+    with httpx2.Client(timeout=30) as http:
         body = {"username": "admin", "password": "admin-password"}
-        session = http.post("/api/auth/login", json=body).json()
+        session = http.post(server.at("/api/auth/login"), json=body).json()
         while not until.is_set():
             headers = {"Authorization": f"Bearer {session['accessToken']}"}
             signed.add(session["accessToken"].partition(".")[0])
             for path in ("/api/profile", "/api/credits/balance", "/api/chat/sessions", "/api/admin/users"):
-                statuses.append(http.get(path, headers=headers).status_code)
-            answer = http.post("/api/auth/refresh", json={"refreshToken": session["refreshToken"]})
+                statuses.append(http.get(server.at(path), headers=headers).status_code)
+            answer = http.post(server.at("/api/auth/refresh"), json={"refreshToken": session["refreshToken"]})
             statuses.append(answer.status_code)
             session = answer.json()
             time.sleep(0.05)

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-import psutil
 import pytest
 from tests.ledgers import check_ledger
 from tests.scripted import Script
@@ -88,8 +87,7 @@ class Watched:
     """The most memory that a process has held while it was watched."""
 
     def __init__(self, server: Server) -> None:
-        assert server.process is not None
-        self._process = psutil.Process(server.process.pid)
+        self._process = server.child("chat")
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.before = self.most = self._process.memory_info().rss
@@ -177,8 +175,8 @@ def test_whatever_of_an_answer_is_left_unread_its_connection_does_not_stay(serve
 
 
 def connections_of(server: Server) -> int:
-    assert server.process is not None
-    return sum(each.status != "LISTEN" for each in psutil.Process(server.process.pid).net_connections("tcp4"))
+    found = server.child("chat").net_connections("tcp4")
+    return sum(each.status != "LISTEN" and each.laddr.port == server.port for each in found)
 
 
 def test_a_reader_that_is_cut_no_longer_keeps_a_stream_alive(server: Server, caller: Caller) -> None:

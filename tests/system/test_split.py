@@ -20,6 +20,8 @@ from tests.serving import PARSHALL, Caller, Server, serving, stream_id_of, text_
 
 from parshall.client import Client
 
+pytestmark = pytest.mark.apart
+
 SERVICES = ("auth", "accounting", "chat")
 SETTLING = ("initialize", "extend", "reprice", "finalize", "abort", "void")
 BODY: dict[str, Any] = {
@@ -70,7 +72,7 @@ def variable(process: psutil.Process, name: str) -> str:
     return process.environ()[f"PARSHALL_{name}"]
 
 
-# ── The original platform ───────────────────────────────────────────────────────────────────────────────────────────
+# ── What each service offers ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_python_client_and_the_chat_in_the_terminal_find_each_service(server: Server) -> None:
@@ -85,68 +87,6 @@ def test_the_python_client_and_the_chat_in_the_terminal_find_each_service(server
     command = [PARSHALL, "chat", "--url", server.url, *options, "-u", "demo", "--password-stdin", "fake-n3 again"]
     ran = subprocess.run(command, input="demo-password\n", capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout.strip()) == (0, Script.of("", "fake-n3").text().strip()), ran.stderr
-
-
-def test_a_client_of_the_original_platform_finds_everything_at_three_addresses(server: Server) -> None:
-    auth, accounting, chat = (f"{server.services.get(name, server.url)}/api" for name in SERVICES)
-    with httpx2.Client(timeout=30) as http:
-
-        def ask(method: str, url: str, token: str = "", body: Any = None, expect: int = 200) -> Any:
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
-            answer = http.request(method, url, json=body, headers=headers)
-            assert answer.status_code == expect, f"{method} {url}: {answer.text}"
-            return answer.json()
-
-        def login(name: str, password: str) -> str:
-            token: str = ask("POST", f"{auth}/auth/login", body={"username": name, "password": password})["accessToken"]
-            return token
-
-        admin = login("admin", "admin-password")
-        person = {"username": "original", "email": "original@example.org", "password": "original-password"}
-        user_id = ask("POST", f"{auth}/auth/signup", body=person, expect=201)["userId"]
-        grant = {"email": "original@example.org", "credits": 100}
-        ask("POST", f"{accounting}/credits/allocate-by-email", admin, grant, 201)
-        token = login("original", "original-password")
-        assert ask("POST", f"{accounting}/credits/check", token, {"credits": 100})["sufficient"]
-        assert ask("GET", f"{accounting}/credits/balance", token)["availableCredits"] == 100
-        session = ask("POST", f"{chat}/chat/sessions", token, {"title": "Original"}, 201)["sessionId"]
-        assert ask("GET", f"{chat}/chat/sessions", token)["sessions"][0]["sessionId"] == session
-
-        headers = {"Authorization": f"Bearer {token}", "X-User-ID": user_id}
-        answer = http.post(f"{chat}/chat/sessions/{session}/stream", json={"message": "fake-n20"}, headers=headers)
-        stream_id = answer.headers["x-streaming-session-id"]
-        assert answer.headers.raw[0][0].lower() == b"x-streaming-session-id" and '"status":"complete"' in answer.text
-
-        update = f"{chat}/chat/sessions/{session}/update-stream"
-        told = {"completeResponse": Script(n=20).text(), "streamingSessionId": stream_id, "tokensUsed": 20}
-        assert ask("POST", update, token, told)["matches"] is True
-        wrong = ask("POST", update, token, told | {"streamingSessionId": "stream-1620847252-abcdef01"}, 400)
-        assert wrong["details"]["expected"] == stream_id
-        assert len(ask("GET", f"{chat}/chat/sessions/{session}/messages", token)["messages"]) == 2
-
-        assert ask("GET", f"{chat}/chat/users/search?query=origin", admin)["users"][0]["id"] == user_id
-        with http.stream(
-            "GET", f"{chat}/chat/sessions/{session}/observe", headers={"Authorization": f"Bearer {admin}"}
-        ) as seen:
-            assert b"event: history-end" in b"".join(seen.iter_raw())
-        charged = 100 - ask("GET", f"{accounting}/credits/balance", token)["availableCredits"]
-        assert ask("GET", f"{accounting}/usage/stats", token)["totalCredits"] == pytest.approx(charged) != 0
-        assert ask("GET", f"{accounting}/credits/statement/original", admin)["entries"]
-        models = ask("GET", f"{chat}/models", token)["models"]
-        assert models[0]["creditCost"]["output"] == 4000
-        ask("DELETE", f"{chat}/chat/sessions/{session}", token)
-        ask("GET", f"{chat}/chat/sessions/{session}", token, expect=404)
-
-
-def test_each_service_says_who_it_is_and_serves_its_own_routes_alone(server: Server) -> None:
-    own = {"auth": "/api/auth/login", "accounting": "/api/credits/balance", "chat": "/api/chat/sessions"}
-    for name in SERVICES:
-        url = server.services[name]
-        for path in ("/health", "/api/health", "/api/version"):
-            assert httpx2.get(url + path).json()["service"] == name
-        paths = httpx2.get(f"{url}/openapi.json").json()["paths"]
-        assert [each for each, path in own.items() if path in paths] == [name]
-        assert httpx2.get(f"{url}/docs").status_code == 200
 
 
 def test_an_api_key_opens_accounting_and_chat_and_a_wrong_one_neither(server: Server, caller: Caller) -> None:
@@ -191,22 +131,6 @@ def test_services_have_secrets_of_this_run_and_no_more_rights_than_they_need(ser
         assert answer.status_code == 403
     assert httpx2.get(f"{auth}/api/admin/users", headers=headers).status_code == 200
     assert httpx2.post(f"{auth}/api/admin/users", json={}, headers=headers).status_code == 403
-
-
-def test_one_trace_and_one_request_id_run_through_the_services(server: Server, caller: Caller) -> None:
-    trace_id, session = "0af7651916cd43dd8448eb211c80319c", caller.session()
-    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01", "X-Request-Id": "asked-by-a-test"}
-    stream_id = stream_id_of(caller.ask(session, "fake-n5", headers=headers))
-    deadline = time.monotonic() + 10
-    while not (lines := [each for each in records(server) if each.get("path", "").endswith("/finalize")][-1:]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    traced = [each for each in records(server) if each.get("trace") == trace_id and each["event"] == "request"]
-    hops = {(each["service"], each["path"].rpartition("/")[2]) for each in traced}
-    assert {("accounting", "initialize"), ("accounting", "finalize")} <= hops
-    assert {each["request_id"] for each in traced} == {"asked-by-a-test"}
-    assert {each.get("stream") for each in traced if each["service"] == "accounting"} == {stream_id}
-    assert lines
 
 
 # ── Failure between services ────────────────────────────────────────────────────────────────────────────────────────

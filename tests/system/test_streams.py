@@ -16,7 +16,7 @@ from tests.serving import Caller, Server, serving, stream_id_of, text_of, tokens
 from parshall.kernel.ids import parse_stream_id
 
 ORIGIN = "https://chat.example.org"
-NAMES = (f"user{number}" for number in itertools.count())
+NAMES = (f"streams{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def scripted() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres", pytest.param("split", marks=pytest.mark.soak)])
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def server(request: pytest.FixtureRequest, scripted: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The whole system: on files, on one PostgreSQL database for all services, and as three processes."""
+    """The whole system: on files, and on one PostgreSQL database for all services."""
     home = tmp_path_factory.mktemp("home")
     settings = {
         "EMBEDDED_MODEL": "off",
@@ -39,7 +39,7 @@ def server(request: pytest.FixtureRequest, scripted: str, tmp_path_factory: pyte
     if request.param == "postgres":
         database: postgres.Server = request.getfixturevalue("postgres_server")
         settings["DATABASE_URL"] = database.url(database.create())
-    with serving(home, split=request.param == "split", **settings) as running:
+    with serving(home, **settings) as running:
         yield running
 
 
@@ -324,7 +324,7 @@ def test_text_that_no_database_keeps_is_400(caller: Caller, session: str) -> Non
 
 
 def test_without_a_token_every_stream_route_is_401(server: Server, session: str) -> None:
-    stranger = Caller(server.url)
+    stranger = server.caller()
     for method, path in (
         ("POST", f"/api/chat/sessions/{session}/stream"),
         ("GET", "/api/chat/streams/stream-1620847252-a1b2c3d4"),

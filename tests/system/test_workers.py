@@ -16,6 +16,8 @@ from tests.serving import Server, serving, stream_id_of, text_of, upstream
 from tests.system.test_process import begin, failing
 from tests.valkey import Valkey
 
+pytestmark = pytest.mark.one_process("--split and --workers do not go together")
+
 ID = "stream-1620847252-00000000000000b7"
 
 

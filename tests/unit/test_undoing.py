@@ -98,6 +98,55 @@ async def test_a_client_that_does_not_come_back_gets_its_credits_back(
     assert await turns.streaming.sweep() == 0
 
 
+@pytest.mark.parametrize("proposed", [ID, None])
+@pytest.mark.parametrize("voids", [1, 2])
+async def test_a_reservation_that_was_made_behind_its_void_is_given_back_too(
+    turns: Rig, ledger: Faulty, monkeypatch: pytest.MonkeyPatch, proposed: str | None, voids: int
+) -> None:
+    """What a service that froze had already been sent is done once it thaws, in any order."""
+    monkeypatch.setattr(undoing, "RETURN_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(undoing, "LATE_SECONDS", (0.1, 0.2))
+    reserve, void, sent = ledger.reserve, ledger.void, []
+
+    async def freezing(**arguments: Any) -> Any:
+        sent.append(arguments)
+        raise Unavailable
+
+    async def thawing(**arguments: Any) -> Any:
+        settlement = await void(**arguments)
+        if ledger.calls.count("void") == voids:
+            await reserve(**sent[0])
+        return settlement
+
+    monkeypatch.setattr(ledger, "reserve", freezing)
+    monkeypatch.setattr(ledger, "void", thawing)
+    with pytest.raises(Unavailable):
+        await turns.ask(await turns.session(), "fake-n5", proposed=proposed)
+    async with asyncio.timeout(5):
+        while ledger.calls.count("void") <= voids:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.4)
+    assert await balance(turns) == (10 * MICRO, 0)
+    assert ledger.calls.count("void") == voids + 1, "what has ended is not asked after again"
+    assert await turns.streaming.sweep() == 0
+
+
+async def test_who_comes_back_to_an_id_that_may_be_reserved_late_is_served(
+    turns: Rig, ledger: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undoing, "RETURN_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(undoing, "LATE_SECONDS", (30.0,))
+    session = await turns.session()
+    ledger.down = {"reserve"}
+    with pytest.raises(Unavailable):
+        await turns.ask(session, "fake-n5", proposed=ID)
+    async with asyncio.timeout(5):
+        while "void" not in ledger.calls or await turns.streaming.records.find(StreamId(ID)) is not None:
+            await asyncio.sleep(0.01)
+    ledger.down = set()
+    await check_streams_once(turns, session)
+
+
 async def test_credits_are_not_taken_from_a_turn_that_another_process_has_begun(
     turns: Rig, ledger: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:

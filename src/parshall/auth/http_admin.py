@@ -59,9 +59,13 @@ async def list_users(
     query: Annotated[str, Query(max_length=100, pattern=r"^[^\x00]*$")] = "",
     page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
     limit: Annotated[int, Query(ge=1, le=model.USERS_PER_PAGE_MAX)] = model.USERS_PER_PAGE_MAX,
+    who: Annotated[str | None, Query(max_length=254)] = None,
 ) -> Document:
-    """Users whose name or e-mail address contains `query`, eldest first."""
-    found, total = await auth.users_page(query=query, page=page, limit=limit)
+    """Users whose name or e-mail address contains `query`, eldest first; or the one of this id, name or address."""
+    if who is None:
+        found, total = await auth.users_page(query=query, page=page, limit=limit)
+    else:
+        found, total = [await auth.find_user(who)], 1
     return {
         "users": [user_document(user) for user in found],
         "pagination": {"total": total, "pages": -(-total // limit), "currentPage": page, "perPage": limit},

@@ -25,7 +25,7 @@ from parshall.kernel import sse, trace
 from parshall.kernel.clock import SECOND
 from parshall.kernel.credits import wire
 from parshall.kernel.database import Database
-from parshall.kernel.errors import InsufficientCredits, KeyReused, NotFound, Unavailable
+from parshall.kernel.errors import InsufficientCredits, KeyReused, NotFound, ParshallError, Unavailable
 from parshall.kernel.ids import SessionId, StreamId, UserId, new_id, new_stream_id
 from parshall.kernel.metering import Slice
 
@@ -267,7 +267,8 @@ class Openings:
                 await self._claim(stream, lease)
         except BaseException as error:
             keep = named and isinstance(error, Unavailable | LogUnavailable)
-            await self._undoing.undo(stream, void=not isinstance(error, InsufficientCredits), keep=keep)
+            late = isinstance(error, Unavailable) or not isinstance(error, ParshallError)  # perhaps asked, not answered
+            await self._undoing.undo(stream, void=not isinstance(error, InsufficientCredits), keep=keep, late=late)
             raise
         meter = Meter(granted, output_tokens_max=prompt.output_tokens_max)
         first = Attempt(

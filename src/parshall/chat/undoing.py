@@ -2,6 +2,8 @@
 
 An id pays once: a reservation that was voided is not granted again. So a turn that failed because something was away,
 and whose client may send it again under the same id, keeps its reservation for a while; the same request finds it.
+Where accounting answers that there is none, it is asked again: a service that froze does what it had been sent once it
+thaws, and may reserve after it was asked to void.
 """
 
 import asyncio
@@ -21,6 +23,9 @@ from parshall.kernel.telemetry import log
 
 RETURN_SECONDS_MAX = 15.0
 """How long a client may take to come back. By then what was on its way to a store has arrived, or never will."""
+LATE_SECONDS = (2.0, 30.0)
+"""How long after an answer that nothing is reserved it is asked for again. What waited in a process that was stopped is
+done within the first; TCP repeats what a network has held up within the second."""
 UNDO_SECONDS_MAX = 2.0
 """How long a caller waits for an undoing; it goes on behind a store that is away."""
 REMEMBERED_SECONDS = 60.0
@@ -55,15 +60,17 @@ class Undoing:
         undo = self._undos.get(stream_id)  # type: ignore[call-overload]  # as of any mapping
         return undo is not None and not undo.gone.is_set()
 
-    async def undo(self, stream: Stream, *, void: bool, keep: bool = False) -> None:
+    async def undo(self, stream: Stream, *, void: bool, keep: bool = False, late: bool = False) -> None:
         """Leave nothing of a turn, unless by now the id is another process's turn.
 
-        `void` says whether it may hold credits; with `keep` it holds them while its client may come back. What cannot
-        be undone within UNDO_SECONDS_MAX is undone as soon as it can be.
+        `void` says whether it may hold credits; with `keep` it holds them while its client may come back; `late` says
+        that it may come to hold them yet. What cannot be undone within UNDO_SECONDS_MAX is undone as soon as it can be.
         """
         undo = self._undos[stream.id] = _Undo()
         self._remember(stream)
-        undo.task = asyncio.create_task(self._run(undo, stream, void=void, keep=keep), name=f"{stream.id}-undo")
+        undo.task = asyncio.create_task(
+            self._run(undo, stream, void=void, keep=keep, late=late), name=f"{stream.id}-undo"
+        )
         undo.task.add_done_callback(lambda _: self._end(stream.id, undo))
         waiting = asyncio.create_task(undo.gone.wait())
         await asyncio.wait({undo.task, waiting}, timeout=UNDO_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
@@ -107,13 +114,16 @@ class Undoing:
         if self._undos.get(stream_id) is undo:
             del self._undos[stream_id]
 
-    async def _run(self, undo: _Undo, stream: Stream, *, void: bool, keep: bool) -> None:
+    async def _run(self, undo: _Undo, stream: Stream, *, void: bool, keep: bool, late: bool) -> None:
         try:
-            if not (void and not keep and await self._at_once(stream)):
-                await self._insist(lambda: self._remove(stream, void=False))
+            if void and not (keep or late) and await self._at_once(stream):
+                return
+            await self._insist(lambda: self._remove(stream, void=False))
+            if keep:
                 undo.gone.set()
-                if void and not await self._asked_again(undo):
-                    await self._give_back(stream)
+            if void:
+                pauses = (RETURN_SECONDS_MAX if keep else 0.0, *(LATE_SECONDS if late else ()))
+                await self._give_back_after(pauses, undo, stream)
         finally:
             undo.gone.set()
 
@@ -126,25 +136,34 @@ class Undoing:
             return False
         return True
 
-    async def _asked_again(self, undo: _Undo) -> bool:
+    async def _give_back_after(self, pauses: tuple[float, ...], undo: _Undo, stream: Stream) -> None:
+        """Void after each pause, until there was something to void or the client has come back."""
+        for pause in pauses:
+            if await self._asked_again(undo, pause) or await self._give_back(stream):
+                return
+            undo.gone.set()  # what may be reserved yet, nobody waits for
+
+    @staticmethod
+    async def _asked_again(undo: _Undo, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(RETURN_SECONDS_MAX):
+            async with asyncio.timeout(seconds):
                 await undo.woken.wait()
         except TimeoutError:
             pass
         return undo.asked_again
 
-    async def _give_back(self, stream: Stream) -> None:
+    async def _give_back(self, stream: Stream) -> bool:
         """Void the reservation, unless the id has become another turn's, here or elsewhere.
 
-        None can begin meanwhile: a record of that id stands in everybody's way.
+        None can begin meanwhile: a record of that id stands in everybody's way. Whether nothing is held any more.
         """
         stand_in = replace(stream, session_id=SessionId(new_id()), created_at=self._clock())
         self._remember(stand_in)
         await self._insist(lambda: self._add(stand_in))
         found = await self._insist(lambda: self._records.find(stream.id))
-        if found is not None and found.created_at == stand_in.created_at:
-            await self._insist(lambda: self._remove(stand_in, void=True))
+        if found is None or found.created_at != stand_in.created_at:
+            return True
+        return await self._insist(lambda: self._remove(stand_in, void=True))
 
     async def _add(self, stand_in: Stream) -> None:
         try:
@@ -159,19 +178,21 @@ class Undoing:
             except Unavailable:
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _remove(self, stream: Stream, *, void: bool) -> None:
+    async def _remove(self, stream: Stream, *, void: bool) -> bool:
+        """Forget a turn that never began, and return what it held. False where that may still be reserved."""
         current = await self._records.find(stream.id)
         if current is not None and (current.created_at, current.ending) != (stream.created_at, None):
-            return
-        if void:
-            await self._void(stream.id)
+            return True
+        over = await self._void(stream.id) if void else True
         await self._records.forget(stream.id)
+        return over
 
-    async def _void(self, stream_id: StreamId) -> None:
-        """Return a reservation that may or may not have been made. Raises Unavailable."""
+    async def _void(self, stream_id: StreamId) -> bool:
+        """Return a reservation that may or may not have been made; whether it had been. Raises Unavailable."""
         try:
-            await self._ledger.void(stream_id=stream_id)
+            return await self._ledger.void(stream_id=stream_id) is not None
         except Unavailable:
             raise
         except ParshallError as error:
             _logger.warning("void_failed", stream=stream_id, reason=error.detail)
+            return True

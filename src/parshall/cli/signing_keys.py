@@ -22,7 +22,7 @@ def rotate(
 ) -> None:
     """Make a new signing key; tokens signed with the old one stay valid until they expire.
 
-    With --leaked every access token ends within five minutes, and clients refresh; nobody needs to log in again.
+    With --leaked every access token ends within half a minute, and clients refresh; nobody needs to log in again.
 
     Example: parshall signing-keys rotate
     """
@@ -35,7 +35,7 @@ def rotate(
     if not yes:
         typer.confirm("End every access token?", abort=True)
     local(lambda parts: parts.auth.replace_keys())
-    say("The old signing keys are gone; running servers refuse what they have signed within five minutes.")
+    say("The old signing keys are gone; running servers refuse what they have signed within half a minute.")
 
 
 @app.command("list")

@@ -26,8 +26,9 @@ TOKEN_BYTES_MAX = 8192
 _HEADER = frozenset({"alg", "kid", "typ"})
 VERIFIED_MAX = 10_000
 KEYS_REFRESH_SECONDS_MIN = 10
-KEYS_REFRESH_SECONDS_MAX = 300
-"""After so long the keys are fetched again even where all is well: one may have been taken back."""
+KEYS_REFRESH_SECONDS_MAX = 30
+"""After so long the keys are fetched again even where all is well: one may have been taken back, and one that will sign
+soon must be known by then, should auth be away."""
 API_KEY_PREFIX = "parshall_"
 """How every API key begins, and the `client_id` of the tokens that it is exchanged for; no service is named so."""
 API_KEY_REMEMBERED_SECONDS = 30
@@ -123,6 +124,7 @@ class TokenVerifier:
         self._clock = clock
         self._key_set: KeySet | None = None
         self._fetched_at = 0
+        self._away = False
         self._fetching = asyncio.Lock()
         self._verified: OrderedDict[str, tuple[Principal, int]] = OrderedDict()
         self._shut_out: frozenset[UserId] = frozenset()
@@ -189,6 +191,8 @@ class TokenVerifier:
             try:
                 decoded = jwt.decode(token, keys, algorithms=[ALGORITHM])
             except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                if fresh and self._away and _names_another_key(token, keys):
+                    raise Unavailable("The key of this token cannot be fetched now; try again shortly.") from error
                 if fresh:
                     raise TokenRefused("The access token does not verify; log in again.") from error
             else:
@@ -215,9 +219,11 @@ class TokenVerifier:
         try:
             fetched = await self._keys()
         except Unavailable:
+            self._away = True
             if self._key_set is None:
                 raise
             return self._key_set
+        self._away = False
         if self._key_set is not None and {key.kid for key in self._key_set.keys} - {key.kid for key in fetched.keys}:
             self._verified.clear()
         return fetched
@@ -245,6 +251,16 @@ def issuer_named(token: str) -> str:
     except TokenRefused:
         return ""
     return issuer if isinstance(issuer, str) else ""
+
+
+def _names_another_key(token: str, known: KeySet) -> bool:
+    """Whether a token names a key that is not among these; what cannot be read names none."""
+    try:
+        header = parsed(urlsafe_b64decode(token.partition(".")[0].encode("ascii")))
+    except (MalformedJson, ValueError):
+        return False
+    kid = header.get("kid") if isinstance(header, dict) else None
+    return isinstance(kid, str) and kid not in {key.kid for key in known.keys}
 
 
 def _signed(token: str) -> dict[str, Any]:
