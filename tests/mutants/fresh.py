@@ -1,4 +1,4 @@
-"""Runs of tests in processes that have every library loaded and nothing of Parshall: each takes the copy it is given."""
+"""Tests run in processes that have every library loaded and nothing of Parshall: each takes the copy it is given."""
 
 import multiprocessing
 import os
