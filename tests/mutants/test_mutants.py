@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.mutants import fresh
 from tests.mutants.table import MUTANTS, Mutant
 
 import parshall
@@ -29,20 +28,12 @@ def copied(folder: Path) -> Path:
 def ran(folder: Path, *tests: str) -> tuple[int, list[str]]:
     """How many cases ran on the code in `folder`, on SQLite in this process, and what the failed ones say."""
     report = folder / "report.xml"
-    command = [sys.executable, "-m", "pytest", *tests, "-k", "not postgres and not http", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, f"--junitxml={report}"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_MAX,
-        check=False,
-    )
-    assert report.exists(), done.stdout + done.stderr
+    arguments = [*tests, "-k", "not postgres and not http", f"--junitxml={report}"]
+    output = fresh.run(folder, ROOT, arguments, seconds_max=SECONDS_MAX)
+    assert report.exists(), output
     cases = list(ET.parse(report).iter("testcase"))
     problems = [problem for case in cases for kind in ("failure", "error") for problem in case.findall(kind)]
-    assert cases and bool(problems) == bool(done.returncode), done.stdout + done.stderr
+    assert cases, output
     return len(cases), [problem.get("message", "") for problem in problems]
 
 
