@@ -16,7 +16,7 @@ random() {
   od -An -N32 -tx1 /dev/urandom | tr -d ' \n'
 }
 
-for name in admin_password postgres_password accounting_service_secret chat_service_secret valkey_password; do
+for name in admin_password postgres_password accounting_service_secret chat_service_secret valkey_password metrics_token; do
   random | keep "$name"
 done
 for service in auth accounting chat; do

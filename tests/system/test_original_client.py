@@ -16,7 +16,8 @@ pytestmark = pytest.mark.apart
 PORTS = ("auth", "accounting", "chat")
 PASSWORD = "original-password"
 NEWER = re.compile(
-    r"/api/organisations|/export$|/observations$|/oidc|/debug/|/metrics$|/removals$|/silence$|/streaming-sessions/(reprice|void)$|DELETE /api/profile$"
+    r"/api/organisations|/export$|/observations$|/oidc|/debug/|/metrics$|/removals$|/silence$"
+    r"|/streaming-sessions/(reprice|void)$|DELETE /api/profile$"
 )
 """What the original platform did not have."""
 USER = {"id", "username", "email", "isVerified", "role"}

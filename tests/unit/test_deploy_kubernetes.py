@@ -12,8 +12,10 @@ from tests.serving import PATHS
 
 from parshall import __version__
 from parshall.app.apart import ServiceName
-from parshall.app.compose import HEALTH_PATHS, HEALTH_SECONDS_MAX
+from parshall.app.compose import HEALTH_SECONDS_MAX
+from parshall.app.scrape import PATH as METRICS_PATH
 from parshall.app.server import FINISH_SECONDS_MAX
+from parshall.kernel.requests import HEALTH_PATHS
 
 Object = dict[str, Any]
 BASE = list(manifests("base"))
@@ -80,8 +82,6 @@ def test_it_runs_a_service_on_its_port_behind_a_service_of_its_name(name: str) -
     assert container(name)["ports"] == [{"name": "http", "containerPort": port_of_service(name)}]
     service = found("Service", name)
     assert service["spec"]["ports"] == [{"name": "http", "port": port_of_service(name), "targetPort": "http"}]
-    annotations = found("Deployment", name)["spec"]["template"]["metadata"]["annotations"]
-    assert annotations["prometheus.io/port"] == str(port_of_service(name))
 
 
 @EVERY
@@ -104,7 +104,7 @@ def test_the_settings_are_settings_and_tell_each_service_where_the_others_are(
     check_options(given)
     secrets = given["PARSHALL_SECRETS_DIR"]
     settings = settings_of(given | {"PARSHALL_SECRETS_DIR": str(tmp_path)}, monkeypatch)
-    for name in ("auth", "accounting"):
+    for name in SERVICES:
         assert getattr(settings, f"{name}_url") == f"http://{name}:{port_of_service(name)}"
     assert settings.trusted_proxies and settings.issuer.startswith("https://")
     for name in SERVICES:
@@ -170,6 +170,14 @@ def test_chat_grows_by_its_open_streams_and_the_adapter_knows_them() -> None:
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"] == rule["seriesQuery"].partition("{")[0]
 
 
+def test_prometheus_scrapes_each_pod_with_the_token_that_is_an_option() -> None:
+    monitor = yaml.safe_load((DEPLOY / "kubernetes" / "podmonitor.yaml").read_text(encoding="utf-8"))["spec"]
+    assert monitor["selector"]["matchLabels"] == PART
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"]) == ("http", METRICS_PATH)
+    check_options({endpoint["authorization"]["credentials"]["key"].upper(): "x" * 16})
+
+
 def test_who_talks_to_whom_is_what_is_needed_and_no_more() -> None:
     policies = [each for each in BASE if each["kind"] == "NetworkPolicy"]
     nothing = found("NetworkPolicy", "nothing-else")["spec"]
@@ -183,7 +191,7 @@ def test_who_talks_to_whom_is_what_is_needed_and_no_more() -> None:
         }
         for name in SERVICES
     }
-    assert callers == {"auth": {"accounting", "chat"}, "accounting": {"chat"}, "chat": set()}
+    assert callers == {"auth": {"accounting", "chat"}, "accounting": {"auth", "chat"}, "chat": {"auth"}}
     called = {
         (policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"], peer_name, port["port"])
         for policy in policies
