@@ -282,6 +282,30 @@ async def test_a_reader_of_what_comes_to_nothing_is_told_so(
         await asking
 
 
+async def test_a_stream_whose_first_event_is_long_in_coming_is_not_said_to_be_forgotten(
+    pair: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that began it may have died; whoever adopts the stream gives it its events."""
+    one, two = pair
+    reserve, go_on = one.streaming.openings._reserve, asyncio.Event()
+
+    async def held_up(*given: Any) -> Any:
+        await go_on.wait()
+        return await reserve(*given)
+
+    monkeypatch.setattr(one.streaming.openings, "_reserve", held_up)
+    monkeypatch.setattr(openings, "OPENING_SECONDS_MAX", 0.2)
+    asking = asyncio.create_task(one.ask(await one.session(), "fake-n5", proposed=ID))
+    async with asyncio.timeout(5):
+        while await two.streaming.records.find(StreamId(ID)) is None:
+            await asyncio.sleep(0.01)
+    with pytest.raises(Unavailable):
+        await two.streaming.attach(StreamId(ID), after=0)
+    go_on.set()
+    await asking
+    assert (await two.read(StreamId(ID)))[-1].event == "done"
+
+
 async def test_a_stream_that_the_log_has_forgotten_is_not_waited_for(pair: tuple[Rig, Rig]) -> None:
     one, two = pair
     stream_id = await one.ask(await one.session(), "fake-n3")

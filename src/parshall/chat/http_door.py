@@ -63,7 +63,7 @@ class Door:
             proposed = request.headers.get(STREAM_ID_HEADER)
             after = await offset_of(None, request.headers.get(LAST_EVENT_ID_HEADER))
             asked = await ask_stream(request, session_id, body, user, chat, proposed)
-            return StreamResponse(request, asked.stream_id, await chat.streaming.attach(asked.stream_id, after=after))
+            return StreamResponse(request, asked.stream_id, await chat.attach(asked.stream_id, after=after))
         except ParshallError as error:
             refused: Response = await self._app.exception_handlers[ParshallError](request, error)  # type: ignore[misc]
             return refused

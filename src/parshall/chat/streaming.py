@@ -124,6 +124,9 @@ class Streaming:
         if stream is None or not await self.openings.began(stream):
             raise NotFound("This stream could not be begun; ask again.")
         if await self.openings.empty(stream_id):
+            current = await self.records.find(stream_id)
+            if current is not None and current.closed_at is None:  # its process died, or is about to go on
+                raise Unavailable("This stream is being recovered; try again shortly.", retry_after=1)
             raise StreamForgotten
 
     # ── Stop ────────────────────────────────────────────────────────────────────────────────────────────────────────
