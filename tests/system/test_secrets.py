@@ -73,7 +73,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         fuzzer = server.user("fuzzer", PASSWORDS[0])
         organisation = fuzzer.post("/api/organisations", {"name": "group"}, expect=201)["id"]
         there = {"user_id": "keeper", "organisation_id": organisation, "session_id": fuzzer.session()}
-        there |= {"email": "a@b.example", "stream_id": "stream-1620847252-a1b2c3d4", "key_id": "0" * 16}
+        there |= {"email": "a@b.example", "stream_id": "stream-1620847252-a1b2c3d4", "key_id": "0" * 16, "name": "corp"}
         _, pem = at.signing_key()
         made = Site(
             server=server,

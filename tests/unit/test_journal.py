@@ -28,6 +28,8 @@ def test_a_journal_that_was_cut_anywhere_gives_every_whole_record_before_the_cut
     kept = Journal(path)
     kept.write([(1, 1, [b"one", b"", b"three"]), (2, 7, [b"seven" * 50])])
     kept.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        kept.write([(1, 4, [b"late"])])
     whole, content = (
         [Record(1, 1, b"one"), Record(1, 2, b""), Record(1, 3, b"three"), Record(2, 7, b"seven" * 50)],
         path.read_bytes(),

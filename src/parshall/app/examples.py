@@ -80,6 +80,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "after": ("goes on behind this one, as `next` of the page before or as Last-Event-ID says it", "0"),
     "limit": ("most entries of a page", 20),
     "page": ("pages count from 1", 1),
+    "who": ("id, username or e-mail address of one user", USER),
     "query": ("words to look for", "capital"),
     "name": ("the name of an external issuer in PARSHALL_OIDC_ISSUERS", "corp"),
     "returnTo": ("the path of this site to come back to", "/"),

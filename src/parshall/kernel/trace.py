@@ -93,11 +93,6 @@ def traceparent() -> str:
     return f"00-{place.trace_id}-{span_id}-{place.flags}"
 
 
-def outgoing() -> dict[str, str]:
-    """The header that tells a stranger of the trace: none unless this process makes spans."""
-    return {} if _tracer is None else {TRACEPARENT_HEADER: traceparent()}
-
-
 @contextmanager
 def span(
     name: str, kind: Kind = "internal", *, stream: str | None = None, attributes: Mapping[str, Value] | None = None

@@ -163,7 +163,11 @@ class OpenAIProvider:
                 response = await session.post(
                     url,
                     data=self._request(prompt),
-                    headers={"Content-Type": "application/json", "Accept": "text/event-stream", **trace.outgoing()},
+                    headers={
+                        "Content-Type": "application/json",
+                        "Accept": "text/event-stream",
+                        trace.TRACEPARENT_HEADER: trace.traceparent(),
+                    },
                     allow_redirects=False,
                 )
             if call is not None:

@@ -65,8 +65,10 @@ class Journal:
         self.size = 0
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file; may be called again. What is written afterwards is refused."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1  # the number may be another file's by now
 
 
 def _head(key: int, offset: int, frame: bytes) -> bytes:
