@@ -19,6 +19,7 @@ from parshall.app.config import Settings
 from parshall.app.connection import connections
 from parshall.app.front import connections_max, raise_descriptor_limit
 from parshall.app.local import webhook
+from parshall.app.metering import metering
 from parshall.app.removing import Remover
 from parshall.app.supervise import end_with_parent
 from parshall.app.sweeper import Sweeper
@@ -56,9 +57,11 @@ def run(
     check_demo(settings, demo=demo)
     raise_descriptor_limit()
     services = ALL if service is None else frozenset({service})
+    name = "parshall" if service is None else f"parshall-{service}"
     with (
         contextlib.closing(_listening(settings, service, descriptor)) as bound,
-        tracing("parshall" if service is None else f"parshall-{service}"),
+        tracing(name),
+        metering(name),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         runner.run(_serve(settings, services, bound, demo=demo))

@@ -28,6 +28,8 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
 PROTOCOL = "http/protobuf"
 HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 _HEADER = re.compile(r"\s*[\w!#$%&'*+.^`|~-]+\s*=[ !#-+\--:<-\[\]-~]*", re.ASCII)
+INSTANCE = uuid.uuid4().hex
+"""This process, in traces and metrics alike."""
 FLUSH_SECONDS_MAX = 2.0
 """What the end of the process may wait for spans that are still to be sent."""
 
@@ -58,33 +60,44 @@ def is_wanted() -> bool:
 
 
 def _provider(service: str) -> "TracerProvider":
-    asked = next(filter(None, map(os.environ.get, PROTOCOLS)), PROTOCOL)
-    if asked != PROTOCOL:
-        raise StartupError(f"Traces are exported by {PROTOCOL} alone; set {PROTOCOLS[1]} to that, or unset it.")
-    _check_headers()
-    try:
+    with exporting(PROTOCOLS, HEADERS):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise StartupError(
-            f"{ENDPOINTS[1]} is set and the packages that export traces are missing: install parshall[otel], or unset "
-            "the variable."
-        ) from error
-    told = {"service.version": __version__, "service.instance.id": uuid.uuid4().hex}
-    name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
-    try:
-        provider = TracerProvider(resource=Resource.create(told | name), id_generator=_ids(), shutdown_on_exit=False)
+
+        resource = Resource.create(told_of(service))
+        provider = TracerProvider(resource=resource, id_generator=_ids(), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    except ValueError as error:
-        raise StartupError(f"A variable of OpenTelemetry is wrong: {error}; correct or unset it.") from error
     return provider
 
 
-def _check_headers() -> None:
+def told_of(service: str) -> dict[str, str]:
+    """What an export tells of this process."""
+    name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
+    return {"service.version": __version__, "service.instance.id": INSTANCE, **name}
+
+
+@contextmanager
+def exporting(protocols: tuple[str, str], headers: tuple[str, str]) -> Iterator[None]:
+    """Around the making of an exporter. Raises StartupError where variables or packages are not as they must be."""
+    if next(filter(None, map(os.environ.get, protocols)), PROTOCOL) != PROTOCOL:
+        raise StartupError(f"What is exported is {PROTOCOL} alone; set {protocols[1]} to that, or unset it.")
+    _check_headers(headers)
+    try:
+        yield
+    except ImportError as error:
+        raise StartupError(
+            f"{ENDPOINTS[1]} is set and the packages that export are missing: install parshall[otel], or unset the "
+            "variable."
+        ) from error
+    except ValueError as error:
+        raise StartupError(f"A variable of OpenTelemetry is wrong: {error}; correct or unset it.") from error
+
+
+def _check_headers(headers: tuple[str, str]) -> None:
     """Headers hold secrets, and the library logs those that it cannot read. Raises StartupError."""
-    for variable in HEADERS:
+    for variable in headers:
         parts = filter(str.strip, os.environ.get(variable, "").split(","))
         if not all(map(_HEADER.fullmatch, parts)):
             raise StartupError(f"{variable} is not a list of name=value with commas; correct or unset it.")
