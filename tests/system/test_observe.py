@@ -18,7 +18,7 @@ NAMES = (f"observe{number}" for number in itertools.count())
 FRAMING = {"observer", "history-start", "history-end", "observer-end"}
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.soak)])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings = {"EMBEDDED_MODEL": "off", "OPENAI_MODELS": "fake,*", "DISCONNECT_GRACE_SECONDS": "0.3"}
     if request.param == "postgres":

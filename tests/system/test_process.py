@@ -31,7 +31,7 @@ def settings(scripted: str, **more: str) -> dict[str, str]:
     return {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": scripted, "OPENAI_MODELS": "fake,*"} | more
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.soak)])
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     """Where the books are: in the data folder, or in a PostgreSQL database of all services."""
     if request.param == "sqlite":

@@ -25,7 +25,7 @@ def scripted() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.soak)])
 def server(request: pytest.FixtureRequest, scripted: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The whole system: on files, and on one PostgreSQL database for all services."""
     home = tmp_path_factory.mktemp("home")
