@@ -18,7 +18,10 @@ from tests.system.test_doctor import BAD
 
 from parshall.kernel import headers as names
 
-pytestmark = pytest.mark.timeout(600)  # the first of these tests may have to install the browser
+pytestmark = [
+    pytest.mark.timeout(600),  # the first of these tests may have to install the browser
+    pytest.mark.one_process("a page asks one address"),
+]
 
 ORIGINS = ("same origin", "same site, allowed", "other site, allowed", "same site", "other site")
 CREDENTIALS = ("omit", "include")

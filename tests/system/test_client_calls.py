@@ -16,6 +16,8 @@ from tests.serving import ADMIN_PASSWORD, Server, serving, upstream
 from parshall.client import UNLIMITED, ApiError, Client, ClientError, InsufficientCredits, NewUser, new_id
 from parshall.client.asked import asked, opened
 
+pytestmark = pytest.mark.one_process("each call is tried at one address; test_split has the client apart")
+
 SCRIPT = "fake-n6-ms1"
 SLOW = "fake-n2000-ms20"
 NUMBERS = itertools.count()

@@ -153,6 +153,7 @@ def headers_of(client: Client, place: Place, stream_id: str) -> Any:
     return first.lower(), {name: answer.headers.get(name) for name in STREAM_HEADERS}
 
 
+@pytest.mark.one_process("the fake has one address")
 def test_the_fake_says_what_the_real_server_says(tmp_path: Path) -> None:
     with fake_place() as place:
         faked = scenario(place)

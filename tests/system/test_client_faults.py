@@ -24,6 +24,8 @@ from tests.valkey import Valkey
 from parshall.client import AsyncClient, Client, Receipt, Retry, StreamEvent, StreamLost, WrongStream, new_id
 from parshall.client.records import Entry
 
+pytestmark = pytest.mark.one_process("each fault is between the client and one address")
+
 STREAMS = 10
 """At once in each round; half of them are read by threads, half by tasks. One kill meets each at another point."""
 ROUND_SECONDS_MAX = 1.6

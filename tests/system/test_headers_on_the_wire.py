@@ -86,6 +86,7 @@ def name_of(number: int) -> str:
 # ── Whose ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.one_process("requests to every service are looked for in one trace")
 def test_one_user_is_traced_for_a_while_and_nobody_else(server: Server, admin: Caller, ann: Caller) -> None:
     bob = server.customer("bob")
     made = admin.post(DEBUG, {"userId": user_id_of(ann), "minutes": 5}, expect=201)
@@ -152,6 +153,7 @@ def test_a_signed_header_has_one_request_traced(admin: Caller, ann: Caller) -> N
     assert ann.get("/api/profile", expect=401, headers={"Authorization": f"Bearer {token}"})
 
 
+@pytest.mark.one_process("every path is asked for at one address")
 def test_only_administrators_see_or_switch_anything(server: Server, ann: Caller) -> None:
     admin = server.user()
     admin.post("/api/admin/users", {"username": "sue", "email": "s@x.org", "password": "sue-password"}, expect=201)

@@ -95,6 +95,7 @@ def test_outside_of_the_committed_nginx_there_are_no_metrics_however_they_are_ca
 # ── What happened ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.one_process("one scrape tells of all services")
 def test_metrics_state_what_a_stream_did_as_its_receipt_does(server: Server, alice: Caller) -> None:
     session, before, held = alice.session(), scrape(server.url), alice.balance()
     events = alice.ask(session, "fake-n40-muse", modelId="fake")

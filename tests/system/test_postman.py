@@ -21,6 +21,8 @@ from parshall.app.surface import surface, words_of
 from parshall.cli.main import app
 from parshall.kernel.headers import STREAM_ID_HEADER, loggable
 
+pytestmark = pytest.mark.one_process("the collection asks one address")
+
 RUN_SECONDS_MAX = 100
 WHOLE = surface(ALL).openapi()
 

@@ -8,6 +8,8 @@ import httpx2
 import pytest
 from tests.serving import Server, serving
 
+pytestmark = pytest.mark.one_process("one proxy stands before one address; test_fronts has them apart")
+
 NOBODY = {"username": "nobody", "password": "no-password-at-all"}
 FAILURES_MAX = 10
 SETTINGS = {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": "http://127.0.0.1:9"}

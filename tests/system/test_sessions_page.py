@@ -24,6 +24,8 @@ from parshall.kernel import headers as names
 from parshall.kernel.ids import STREAM_ID_PATTERN, new_stream_id
 from parshall.kernel.sse import parse
 
+pytestmark = pytest.mark.one_process("the examples on the page ask one address")
+
 PAGE = (ROOT / "docs" / "SESSIONS.md").read_text(encoding="utf-8")
 SOURCE = ROOT / "src" / "parshall"
 CALLS_OTHERS = ("client", "doctor", "cli", "providers", "webhook.py")

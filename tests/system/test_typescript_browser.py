@@ -13,7 +13,10 @@ from tests.clients.typescript import given
 from tests.serving import Caller, Server, serving, text_of, upstream
 from tests.valkey import unused_port
 
-pytestmark = pytest.mark.timeout(600)  # the first of these tests may have to install the browser
+pytestmark = [
+    pytest.mark.timeout(600),  # the first of these tests may have to install the browser
+    pytest.mark.one_process("a page asks one address"),
+]
 
 READ_MILLISECONDS_MAX = 60_000
 PAGE = """<!doctype html><title>A page with the client</title>

@@ -17,7 +17,10 @@ from tests.serving import Caller, Server, serving, text_of, upstream
 
 import parshall
 
-pytestmark = pytest.mark.timeout(600)  # the first of these tests may have to install what it runs
+pytestmark = [
+    pytest.mark.timeout(600),  # the first of these tests may have to install what it runs
+    pytest.mark.one_process("the client asks one address"),
+]
 
 
 @pytest.fixture(scope="module")
