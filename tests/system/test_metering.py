@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.otlp import Point, Receiver, receiving
 from tests.scraping import TOKEN, Scraped, scrape
 from tests.serving import serving, upstream
 
+from parshall.app import metering as module
 from parshall.app.metering import metering
 from parshall.kernel.errors import StartupError
 
@@ -91,3 +93,16 @@ def test_what_asks_for_no_metrics_wins(
     with metering("parshall"):
         time.sleep(0.3)
     assert receiver.metrics == {}
+
+
+def test_an_export_that_fails_is_not_the_last(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, calls = module.told, iter(range(100_000))
+
+    def at_first_not(*given: Any, **more: Any) -> Any:
+        if next(calls) < 2:
+            raise RuntimeError("a fault of ours")
+        return told(*given, **more)
+
+    monkeypatch.setattr(module, "told", at_first_not)
+    with metering("parshall"):
+        until(lambda: len(receiver.metrics) == 1)

@@ -65,7 +65,9 @@ def test_a_write_that_the_disk_refuses_half_way_leaves_nothing_of_it(
     with pytest.raises(OSError, match="No space"):
         kept.write([(1, 2, [b"too much" * 10])])
     monkeypatch.undo()
+    assert list(Journal(tmp_path / "journal").records()) == [Record(1, 1, b"before")], "what a kill would leave"
     kept.write([(1, 2, [b"after"])])
+    assert list(Journal(tmp_path / "journal").records())[1:] == [Record(1, 2, b"after")]
     assert list(kept.records()) == [Record(1, 1, b"before"), Record(1, 2, b"after")]
 
 

@@ -19,6 +19,7 @@ from parshall import __version__
 from parshall.app.tracing import FLUSH_SECONDS_MAX, exporting, told_of
 from parshall.kernel import metrics
 from parshall.kernel.errors import StartupError
+from parshall.kernel.telemetry import log
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import HistogramDataPoint, Metric, MetricExporter, MetricsData
@@ -29,6 +30,8 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 HEADERS = ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
 INTERVAL_MILLISECONDS = 60_000
+
+_logger = log("metrics")
 
 
 @contextmanager
@@ -80,7 +83,10 @@ class _Exports:
         last = False
         while not last:
             last = ended.wait(seconds)
-            self._exporter.export(told(self._resource, since=self._since, at=time.time_ns()))
+            try:
+                self._exporter.export(told(self._resource, since=self._since, at=time.time_ns()))
+            except Exception as error:  # whatever it is, the next export tells all of it
+                _logger.warning("metrics_not_exported", reason=type(error).__name__)
         self._exporter.shutdown()
 
 

@@ -32,6 +32,7 @@ class Journal:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self.size = os.fstat(self._file).st_size
         """In bytes."""
+        self._torn = False
 
     def write(self, appends: Iterable[tuple[int, int, Sequence[bytes]]]) -> None:
         """Keep all frames of all appends (key, first offset, frames), or none of them."""
@@ -40,11 +41,11 @@ class Journal:
             for offset, frame in enumerate(frames, first):
                 pieces += (_head(key, offset, frame), frame)
         content = b"".join(pieces)
-        try:
-            _write_all(self._file, content)
-        except OSError:
-            os.ftruncate(self._file, self.size)
-            raise
+        if self._torn:
+            os.ftruncate(self._file, self.size)  # else what follows would lie behind a record that is not whole
+        self._torn = True
+        _write_all(self._file, content)
+        self._torn = False
         self.size += len(content)
 
     def records(self) -> Iterator[Record]:
