@@ -129,6 +129,22 @@ async def test_a_stream_that_nobody_reads_any_more_is_no_longer_followed(
     again.close()
 
 
+async def test_a_reader_that_comes_back_while_the_stream_is_let_go_is_not_cut(
+    producer: SharedStreamLog, other: SharedStreamLog, time: Time
+) -> None:
+    """The engine's word that nobody follows any more comes late: somebody does again."""
+    lease = await take(producer, time=time)
+    for offset in range(1, 200):
+        (await other.tail(STREAM, after=0, silence_seconds=60)).close()
+        appending = asyncio.create_task(producer.append(lease, frames(offset, 1), first_offset=offset))
+        for _ in range(offset % 20):
+            await asyncio.sleep(0)
+        tail = await other.tail(STREAM, after=offset - 1, silence_seconds=60)
+        assert await next_of(tail) == frames(offset, 1)
+        tail.close()
+        await appending
+
+
 def commands(server: Valkey) -> int:
     return int(server.ask("INFO", "stats")["total_commands_processed"])
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any
@@ -28,6 +29,7 @@ class Line:
         """`on_lost` is called once, at the end."""
         self.heard: set[str] = set()
         """The names listened to."""
+        self._leaving: Counter[str] = Counter()
         self._connection = connection
         self._on_word = on_word
         self._on_lost = on_lost
@@ -43,6 +45,7 @@ class Line:
     async def unsubscribe(self, channel: str) -> None:
         """Listen to it no longer. Raises LogAway."""
         self.heard.discard(_name(channel))
+        self._leaving[_name(channel)] += 1
         await self._say("SUNSUBSCRIBE", channel)
 
     async def _say(self, *command: str) -> None:
@@ -85,8 +88,13 @@ class Line:
     async def _take(self, said: Any) -> None:
         if not isinstance(said, list) or len(said) != 3 or said[1] is None:
             return
-        words = said[2] if isinstance(said[2], bytes) else b""
-        await self._on_word(said[0].decode(), _name(said[1].decode()), words, self)
+        kind, name = said[0].decode(), _name(said[1].decode())
+        if kind == "sunsubscribe" and self._leaving[name]:  # as it was asked to; somebody may listen again by now
+            self._leaving[name] -= 1
+            if not self._leaving[name]:
+                del self._leaving[name]
+            return
+        await self._on_word(kind, name, said[2] if isinstance(said[2], bytes) else b"", self)
 
 
 def _name(channel: str) -> str:
