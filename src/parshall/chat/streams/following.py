@@ -14,6 +14,7 @@ from parshall.chat.streams.line import Line
 from parshall.chat.streams.scripts import channel
 from parshall.chat.streams.tail import Feed
 from parshall.kernel.ids import StreamId
+from parshall.kernel.tasks import end
 
 Fetch = Callable[[StreamId, Feed, bool], Awaitable[bool]]
 """Brings a feed up to what the log holds, or a new one to its end; False when there is more. Raises LogUnavailable."""
@@ -74,9 +75,9 @@ class Following:
             self._drop(stream_id, error)
         lines, self._lines = self._lines, {}
         for line in lines.values():
-            line.task.cancel()
-            self._ending.add(line.task)
-            line.task.add_done_callback(self._ending.discard)
+            ending = asyncio.create_task(end(line.task), name="log-line-end")
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
         """End every tail and give the lines up."""
@@ -85,9 +86,8 @@ class Following:
                 tail.close()
         self.cut(LogAway("The stream log is closed."))
         if self._fetcher is not None:
-            self._fetcher.cancel()
-            self._ending.add(self._fetcher)
-        await asyncio.gather(*self._ending, return_exceptions=True)
+            await end(self._fetcher)
+        await asyncio.gather(*self._ending)
 
     async def _line(self, stream_id: StreamId) -> Line:
         async with self._opening:  # readers that come together share the line that the first one opens

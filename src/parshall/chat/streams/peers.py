@@ -10,6 +10,7 @@ from parshall.chat.streams.engine import REST_SECONDS, Engine, checked
 from parshall.chat.streams.line import Line
 from parshall.kernel.clock import SECOND, Clock
 from parshall.kernel.ids import StreamId
+from parshall.kernel.tasks import end
 from parshall.kernel.telemetry import log
 
 ATTEND_SECONDS = 1.0
@@ -69,9 +70,7 @@ class SharedPeers:
         for readers in tuple(self._readers.values()):
             self.tell(readers, reading=False)
         self._readers.clear()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
 
     def tell(self, readers: "_Readers", *, reading: bool) -> None:
         """Say that readers are here, or no more. One that is lost is said again, or found out."""
@@ -101,8 +100,7 @@ class SharedPeers:
                     await line.subscribe(channel)
                     await asyncio.wait({line.task})
                 finally:
-                    line.task.cancel()
-                    await asyncio.gather(line.task, return_exceptions=True)
+                    await end(line.task)
             await asyncio.sleep(REST_SECONDS)
 
     async def _heard(self, kind: str, _name: str, words: bytes, _line: Line) -> None:

@@ -19,6 +19,7 @@ from parshall.chat.streams.tail import Feed, FeedTail, Live
 from parshall.kernel import metrics
 from parshall.kernel.clock import INSTANT_MAX, Clock
 from parshall.kernel.ids import StreamId
+from parshall.kernel.tasks import end
 
 OPEN_SECONDS_MAX = 26 * 3600
 """No stream is open for longer. The engine forgets what nobody closed by itself so long after its retention."""
@@ -262,9 +263,7 @@ class SharedStreamLog:
             for tail in tuple(held.tails):
                 tail.close()
         await self._following.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         await self._engine.close()
 
     def _call(
