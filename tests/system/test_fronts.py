@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from tests import caddy, nginx
+from tests.front import SERVICES, addresses
 from tests.scripted import Script
 from tests.serving import PARSHALL, PATHS, Server, serving, upstream
 
@@ -37,7 +38,6 @@ SETTINGS = {
 }
 MESSAGE = "fake-n40-ms30"
 SILENCE_SECONDS = 2.0
-SERVICES = {"auth": "127.0.0.1:3000", "accounting": "127.0.0.1:3001", "chat": "127.0.0.1:3002"}
 ONE, APART = "one", "apart"
 BINARIES = {"nginx": nginx.binary(), "Caddy": caddy.binary()}
 for _name, _found in BINARIES.items():
@@ -99,7 +99,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         }
         ways: dict[str, str | dict[str, str]] = {
             ONE: servers[ONE].url,
-            APART: {named: servers[APART].services[service] for service, named in SERVICES.items()},
+            APART: dict(addresses(servers[APART])),
         }
         fronts = {
             (name, kind): stack.enter_context(front(name, home / name / kind, way))
@@ -188,6 +188,22 @@ def logged_client(server: Server, request_id: str) -> str | None:
                 return found
         time.sleep(0.01)
     raise AssertionError(f"the request {request_id} is not in the log")
+
+
+@pytest.mark.parametrize("kind", [ONE, APART])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_login_by_cookie_is_renewed_by_a_page_of_the_proxys_origin_and_by_no_other(
+    name: str, kind: str, world: World
+) -> None:
+    user = f"renewer-{name}-{kind}".lower()
+    world.servers[kind].customer(user)
+    behind = world.fronts[name, kind]
+    with behind.http() as http:
+        body = {"username": user, "password": f"{user}-password"}
+        assert http.post("/api/auth/login", json=body).status_code == 200
+        for origin, status in (("https://evil.example.org", 403), (f"{behind.url}0", 403), (behind.url, 200)):
+            asked = {"Origin": origin, "Sec-Fetch-Site": "same-origin"}
+            assert http.post("/api/auth/refresh", headers=asked).status_code == status, origin
 
 
 # ── What must not get through ───────────────────────────────────────────────────────────────────────────────────────
