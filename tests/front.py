@@ -12,19 +12,21 @@ SERVICES = {"auth": "127.0.0.1:3000", "accounting": "127.0.0.1:3001", "chat": "1
 """The addresses that stand for the services in the committed files."""
 
 
-def addresses(server: Server) -> Mapping[str, str]:
-    """Where services apart answer, by what stands for them in the committed files."""
+def addresses(server: Server) -> str | Mapping[str, str]:
+    """Where a server answers; of services apart, by what stands for each in the committed files."""
+    if not server.split:
+        return server.url
     return {named: server.services[service] for service, named in SERVICES.items()}
 
 
 @contextlib.contextmanager
-def one_address(server: Server, folder: Path) -> Iterator[str]:
-    """Its URL over plain HTTP; skips the test where nginx is needed and cannot be had."""
+def one_address(server: Server, folder: Path, *, port: int | None = None) -> Iterator[str]:
+    """Its URL over plain HTTP, nginx's at that port; skips the test where nginx is needed and cannot be had."""
     if not server.split:
         yield server.url
         return
     if nginx.binary() is None:
         pytest.skip("nginx is not there: services apart are NOT tested behind one address")
     folder.mkdir()
-    with nginx.nginx(folder, addresses(server), {}) as running:
+    with nginx.nginx(folder, addresses(server), {}, inner=port) as running:
         yield running.urls["inner"]

@@ -16,7 +16,7 @@ from tests.clients.relay import relay
 from tests.clients.sdk import KINDS, QUICK, Kind, client_of, text_of
 from tests.faultproxy import FaultProxy
 from tests.ledgers import check_ledger
-from tests.replicas import replicas
+from tests.replicas import WHOLE, replicas
 from tests.scripted import Script
 from tests.serving import Server, serving, upstream
 from tests.valkey import Valkey
@@ -287,7 +287,7 @@ def test_another_process_asks_again_under_the_id_that_it_kept(server: Server, to
 # ── Several processes ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.one_process("replicas are whole: they stand behind one address")
+@pytest.mark.one_process(WHOLE)
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_replicas_that_come_and_go_behind_a_balancer_change_nothing(

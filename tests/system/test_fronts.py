@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,16 +66,16 @@ class Front:
 
 
 @contextlib.contextmanager
-def front(name: str, folder: Path, addresses: str | dict[str, str]) -> Iterator[Front]:
+def front(name: str, folder: Path, behind: str | Mapping[str, str]) -> Iterator[Front]:
     """The proxy of that name with the file for one server, or for services apart."""
     folder.mkdir(parents=True)
     ca_file = str(folder / "fullchain.pem")
     if name == "nginx":
-        with nginx.nginx(folder, addresses, {}) as running:
+        with nginx.nginx(folder, behind, {}) as running:
             yield Front(name=name, url=running.urls["right"], ca_file=ca_file)
         return
-    file = "Caddyfile" if isinstance(addresses, str) else "apart.Caddyfile"
-    given = {"127.0.0.1:8000": addresses} if isinstance(addresses, str) else addresses
+    file = "Caddyfile" if isinstance(behind, str) else "apart.Caddyfile"
+    given = {"127.0.0.1:8000": behind} if isinstance(behind, str) else behind
     with caddy.caddy(folder, file, given) as url:
         yield Front(name=name, url=url, ca_file=ca_file)
 
@@ -97,10 +97,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             kind: stack.enter_context(serving(home / kind, split=kind == APART, OPENAI_BASE_URL=model, **SETTINGS))
             for kind in (ONE, APART)
         }
-        ways: dict[str, str | dict[str, str]] = {
-            ONE: servers[ONE].url,
-            APART: dict(addresses(servers[APART])),
-        }
+        ways = {kind: addresses(server) for kind, server in servers.items()}
         fronts = {
             (name, kind): stack.enter_context(front(name, home / name / kind, way))
             for name, found in BINARIES.items()
@@ -253,8 +250,8 @@ WAYS_TO_METRICS = (
 @pytest.mark.parametrize("name", NAMES)
 def test_metrics_are_not_to_be_had_from_outside(name: str, kind: str, willing: Open, tmp_path: Path) -> None:
     """The server behind would give them to anybody: it is the proxy that does not ask it."""
-    addresses = willing.url if kind == ONE else dict.fromkeys(SERVICES.values(), willing.url)
-    with front(name, tmp_path / "front", addresses) as behind:
+    ways = willing.url if kind == ONE else dict.fromkeys(SERVICES.values(), willing.url)
+    with front(name, tmp_path / "front", ways) as behind:
         trust = ssl.create_default_context(cafile=behind.ca_file)
         willing.asked.clear()
         for way in WAYS_TO_METRICS:

@@ -16,7 +16,7 @@ import pytest
 from tests.badproxy import Head, Wrong, bad_proxies
 from tests.har import check_har
 from tests.hostile import Line
-from tests.replicas import replicas
+from tests.replicas import WHOLE, replicas
 from tests.serving import ADMIN_PASSWORD, PARSHALL, Caller, Server, serving, stream_id_of, upstream
 from tests.valkey import Valkey
 from typer.testing import CliRunner
@@ -400,6 +400,7 @@ def source_lines() -> Callable[[str, int], bool]:
 # ── Several processes ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.one_process(WHOLE)
 def test_a_switch_holds_for_every_replica_within_a_second_and_fingerprints_agree(
     tmp_path: Path, postgres_url: str, valkey: Valkey
 ) -> None:
