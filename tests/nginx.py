@@ -42,12 +42,14 @@ class Nginx:
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, upstream: str | Mapping[str, str], wrong: Mapping[str, str]) -> Iterator[Nginx]:
+def nginx(
+    folder: Path, upstream: str | Mapping[str, str], wrong: Mapping[str, str], *, inner: int | None = None
+) -> Iterator[Nginx]:
     """nginx in front of a server: `right` as it is committed, over TLS, and each of `wrong` over plain HTTP.
 
     For services apart `upstream` gives their addresses by those that stand for them in the configuration.
     What is wrong is written as directives of the location; they replace those of the same name. `INNER` in them is
-    another nginx, a right one without TLS, for faults that take two.
+    another nginx, a right one without TLS, for faults that take two; `inner` is its port, if that is known before.
     """
     program = binary()
     assert program is not None
@@ -59,10 +61,12 @@ def nginx(folder: Path, upstream: str | Mapping[str, str], wrong: Mapping[str, s
     certificate(folder)
     head, _, server = committed.partition("\nserver {")
     ports = dict(zip(["right", "inner", *wrong], free_ports(len(wrong) + 2), strict=True))
-    inner = f"127.0.0.1:{ports['inner']}"
+    ports["inner"] = inner or ports["inner"]
     blocks = [_secure("server {" + server, ports["right"], folder)]
     for name, directives in {"inner": "", **wrong}.items():
-        blocks.append(_plain("server {" + server, ports[name], directives.replace("INNER", inner)))
+        blocks.append(
+            _plain("server {" + server, ports[name], directives.replace("INNER", f"127.0.0.1:{ports['inner']}"))
+        )
     file = folder / "nginx.conf"
     file.write_text(_main(folder, head + "\n" + "\n".join(blocks)), encoding="utf-8")
     log = folder / "start.log"

@@ -28,6 +28,8 @@ from tests.valkey import Valkey
 from parshall.chat.store import messages, streams
 from parshall.kernel.sse import Event
 
+WHOLE = "replicas share a database, where those of --split would each take the others' secrets: they are whole"
+"""Why a test of them says nothing of services apart."""
 CHECK_SECONDS = 0.2
 """Between two looks of the balancer at a replica."""
 CHECK_SECONDS_MAX = 1.0

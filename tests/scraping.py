@@ -1,5 +1,6 @@
 """`GET /metrics` as a scraper reads it: samples by name and labels, and their sums."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,11 +29,18 @@ class Scraped:
         return {dict(has)[label] for each, has in self.samples if each == name}
 
 
-def scrape(url: str, token: str = TOKEN) -> Scraped:
-    """The metrics of a server, or of one service of it."""
-    answer = httpx2.get(f"{url}/metrics", headers={"Authorization": f"Bearer {token}"}, timeout=30)
-    assert answer.status_code == 200, answer.text
-    return read(answer.text)
+def scrape(*urls: str, token: str = TOKEN) -> Scraped:
+    """The metrics of a server, of one service of it, or of several services together."""
+    samples: dict[tuple[str, Labels], float] = defaultdict(float)
+    names: frozenset[str] = frozenset()
+    for url in urls:
+        answer = httpx2.get(f"{url}/metrics", headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        assert answer.status_code == 200, answer.text
+        each = read(answer.text)
+        for key, value in each.samples.items():
+            samples[key] += value
+        names |= each.names
+    return Scraped(samples=samples, names=names)
 
 
 def read(text: str) -> Scraped:

@@ -105,6 +105,11 @@ class Server:
         """The whole URL of a path, at the service whose it is."""
         return self.services.get(service_of(path), self.url) + path
 
+    @property
+    def elsewhere(self) -> dict[str, str]:
+        """What the Python client is told beside `url`, where services are apart."""
+        return {f"{name}_url": url for name, url in self.services.items() if name != "chat"}
+
     def child(self, service: str) -> psutil.Process:
         """The process of a service: its own where it is served apart, else that of all."""
         assert self.process is not None
@@ -188,12 +193,13 @@ class Caller:
     def request(
         self, method: str, path: str, body: Any = None, *, expect: int = 200, headers: Mapping[str, str] | None = None
     ) -> Any:
-        answer = self.http.request(method, self._where(path), json=body, headers=self.headers(headers))
+        answer = self.http.request(method, self.at(path), json=body, headers=self.headers(headers))
         assert answer.status_code == expect, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 
-    def _where(self, path: str) -> str:
-        return self.services.get(service_of(path), "") + path
+    def at(self, path: str) -> str:
+        """Where a path is asked for; at chat's, or all's, if it is left out."""
+        return self.services.get(service_of(path), self.url) + path
 
     def get(self, path: str, *, expect: int = 200, headers: Mapping[str, str] | None = None) -> Any:
         return self.request("GET", path, expect=expect, headers=headers)

@@ -13,8 +13,9 @@ SCENARIO_SECONDS_MAX = 60
 
 
 def given(run: Run, url: str = "", **more: Any) -> dict[str, Any]:
-    """What a scenario is told of a run; `url` where not the server itself is asked."""
+    """What a scenario is told of a run; `url` where not the server, or chat where it is apart, is asked itself."""
     return {
+        **{f"{name}Url": where for name, where in run.caller.services.items() if name != "chat"},
         "url": url or run.caller.url,
         "token": run.caller.token,
         "session": run.session,

@@ -11,13 +11,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 from tests.followers import Follower
-from tests.replicas import Replicas, replicas
+from tests.replicas import WHOLE, Replicas, replicas
 from tests.scripted import Script
 from tests.serving import ROOT, text_of, tokens_of
 from tests.system.test_process import begin
 from tests.valkey import Valkey
 
-pytestmark = pytest.mark.one_process("replicas stand behind one address each")
+pytestmark = pytest.mark.one_process(WHOLE)
 
 ID = "stream-1620847252-00000000000000a7"
 LONG = "fake-n400-ms10-nousage"

@@ -93,9 +93,8 @@ def test_a_program_with_a_key_chats_and_sees_what_it_cost(holder: Caller) -> Non
     assert holder.get("/api/profile")["user"]["username"]
 
 
-@pytest.mark.one_process("the Python client knows one address")
 def test_the_client_takes_a_key_for_a_token(server: Server, holder: Caller) -> None:
-    with Client(server.url, token=holder.token) as client:
+    with Client(server.url, token=holder.token, **server.elsewhere) as client:
         assert client.balance().available == 100
 
 

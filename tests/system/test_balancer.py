@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from tests.replicas import replicas
+from tests.replicas import WHOLE, replicas
 from tests.scripted import Script
 from tests.serving import stream_id_of, text_of
 from tests.valkey import Valkey
 
-pytestmark = pytest.mark.one_process("replicas stand behind one address each")
+pytestmark = pytest.mark.one_process(WHOLE)
 
 
 @pytest.mark.soak

@@ -13,15 +13,13 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from tests.badproxy import bad_proxies
 from tests.clients.programs import chromium
+from tests.front import one_address
 from tests.serving import Caller, Server, serving, upstream
 from tests.system.test_doctor import BAD
 
 from parshall.kernel import headers as names
 
-pytestmark = [
-    pytest.mark.timeout(600),  # the first of these tests may have to install the browser
-    pytest.mark.one_process("a page asks one address"),
-]
+pytestmark = pytest.mark.timeout(600)  # the first of these tests may have to install the browser
 
 ORIGINS = ("same origin", "same site, allowed", "other site, allowed", "same site", "other site")
 CREDENTIALS = ("omit", "include")
@@ -68,6 +66,8 @@ class World:
     """A deployment, pages elsewhere, and a user who is logged in by cookie in the browser."""
 
     server: Server
+    url: str
+    """Of the one origin at which pages find all services."""
     caller: Caller
     busy: Caller
     page: Page
@@ -83,12 +83,12 @@ class World:
         headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **more}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        url = path if path.startswith("http") else self.server.url + path
+        url = path if path.startswith("http") else self.url + path
         return self.page.evaluate(FETCH, {"url": url, "credentials": credentials, "headers": headers, "body": body})
 
     def follow(self, stream: str, *, credentials: bool) -> Any:
         """What an EventSource is given."""
-        url = f"{self.server.url}/api/chat/streams/{stream}"
+        url = f"{self.url}/api/chat/streams/{stream}"
         return self.page.evaluate(FOLLOW, {"url": url, "withCredentials": credentials})
 
 
@@ -103,7 +103,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def world(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """The API on one port, blank pages on two others, of which one is allowed, each under two names."""
+    """The API on one port, blank pages on two others, of which one is allowed, each under two names.
+
+    Services apart have nginx on the one port.
+    """
     pages = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Blank) for _ in range(2)]
     for each in pages:
         threading.Thread(target=each.serve_forever, daemon=True).start()
@@ -114,11 +117,17 @@ def world(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "REQUESTS_PER_MINUTE": "10000",
     }
     home = tmp_path_factory.mktemp("home")
-    with upstream() as url, serving(home, EMBEDDED_MODEL="off", OPENAI_BASE_URL=url, **own) as server:
+    with (
+        upstream() as model,
+        serving(home, EMBEDDED_MODEL="off", OPENAI_BASE_URL=model, **own) as server,
+        one_address(server, home / "front") as url,
+    ):
         page = browser.new_context(bypass_csp=True).new_page()
-        origins = ("127.0.0.1", server.port), ("127.0.0.1", allowed), ("localhost", allowed), ("127.0.0.1", other)
+        port = int(url.rpartition(":")[2])
+        origins = ("127.0.0.1", port), ("127.0.0.1", allowed), ("localhost", allowed), ("127.0.0.1", other)
         made = World(
             server=server,
+            url=url,
             caller=server.customer("reader"),
             busy=server.customer("busy"),
             page=page,
@@ -260,7 +269,7 @@ def test_an_allowed_page_may_send_the_headers_of_the_preflight_and_no_others(wor
 def test_the_id_arrives_when_cors_hides_the_header(world: World) -> None:
     """Through a proxy that drops the expose list: the script gets no header, and the id by the first event."""
     world.visit("other site, allowed")
-    with bad_proxies(world.server.url) as proxies:
+    with bad_proxies(world.url) as proxies:
         url = f"{proxies.open(BAD['not exposed'][0])}/api/chat/sessions/{world.caller.session()}/stream"
         answer = world.fetch(url, credentials="omit", token=world.caller.token, body='{"message": "fake-n2"}')
     assert answer["status"] == 200 and "x-streaming-session-id" not in answer["headers"]
@@ -275,6 +284,6 @@ def test_an_opaque_origin_reads_nothing(world: World) -> None:
     """A sandboxed frame or a data: page says `Origin: null`, as anybody's may."""
     with closing(world.page.context.new_page()) as page:
         page.goto("data:text/html,<p>")
-        asked = {"url": f"{world.server.url}/health", "credentials": "omit", "headers": {}, "body": None}
+        asked = {"url": f"{world.url}/health", "credentials": "omit", "headers": {}, "body": None}
         assert page.evaluate("origin") == "null"
         assert page.evaluate(FETCH, asked) == {"error": "TypeError"}

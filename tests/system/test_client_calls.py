@@ -16,8 +16,6 @@ from tests.serving import ADMIN_PASSWORD, Server, serving, upstream
 from parshall.client import UNLIMITED, ApiError, Client, ClientError, InsufficientCredits, NewUser, new_id
 from parshall.client.asked import asked, opened
 
-pytestmark = pytest.mark.one_process("each call is tried at one address; test_split has the client apart")
-
 SCRIPT = "fake-n6-ms1"
 SLOW = "fake-n2000-ms20"
 NUMBERS = itertools.count()
@@ -41,7 +39,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def people(server: Server) -> dict[str, str]:
     """Access tokens: passwords are slow to check, so most tests share one customer."""
     found = {}
-    with Client(server.url) as client:
+    with Client(server.url, **server.elsewhere) as client:
         client.login("admin", ADMIN_PASSWORD)
         found["admin"] = token(client)
         client.create_user("reader", "reader@example.org", "reader-password")
@@ -58,13 +56,13 @@ def token(client: Client) -> str:
 
 @pytest.fixture
 def admin(server: Server, kind: Kind, people: dict[str, str]) -> Iterator[Any]:
-    with client_of(kind, server.url, token=people["admin"]) as client:
+    with client_of(kind, server.url, **server.elsewhere, token=people["admin"]) as client:
         yield client
 
 
 @pytest.fixture
 def reader(server: Server, kind: Kind, people: dict[str, str]) -> Iterator[Any]:
-    with client_of(kind, server.url, token=people["reader"]) as client:
+    with client_of(kind, server.url, **server.elsewhere, token=people["reader"]) as client:
         yield client
 
 
@@ -78,7 +76,7 @@ def user(server: Server, kind: Kind, admin: Any, name: str) -> Iterator[Any]:
     """A customer with credits of their own, logged in."""
     admin.create_user(name, f"{name}@example.org", "ann-password")
     admin.allocate(name, 100)
-    with client_of(kind, server.url) as client:
+    with client_of(kind, server.url, **server.elsewhere) as client:
         assert client.login(name, "ann-password").username == name
         yield client
 
@@ -91,7 +89,7 @@ def test_every_call_is_tried_here() -> None:
 
 
 def test_a_user_signs_up_and_looks_after_the_own_account(server: Server, kind: Kind, name: str) -> None:
-    with client_of(kind, server.url) as client:
+    with client_of(kind, server.url, **server.elsewhere) as client:
         user_id = client.sign_up(name, f"{name}@example.org", "ann-password")
         assert client.login(f"{name}@example.org", "ann-password").id == user_id
         assert (client.profile().username, client.profile().created_at is None) == (name, False)
@@ -123,7 +121,7 @@ def test_an_api_key_does_what_its_scopes_allow(server: Server, kind: Kind, reade
     )
     assert made.key and made.key not in repr(made)
     assert [(key.id, key.key) for key in reader.api_keys()] == [(made.id, None)]
-    with client_of(kind, server.url, api_key=made.key) as holder:
+    with client_of(kind, server.url, **server.elsewhere, api_key=made.key) as holder:
         assert holder.balance() == reader.balance()
         with pytest.raises(ApiError) as refused:
             holder.create_session()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Place:
 
     url: str
     impoverish: Callable[[], None]
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    """What the client is told beside `url`, where services are apart."""
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def real_place(home: Path) -> Iterator[Place]:
         server.customer("ann", credits=100)
         admin = server.user()
         body = {"userId": "ann", "credits": 0}
-        yield Place(url=server.url, impoverish=lambda: admin.post("/api/credits/set", body))
+        yield Place(url=server.url, impoverish=lambda: admin.post("/api/credits/set", body), elsewhere=server.elsewhere)
 
 
 def shape(document: Any) -> Any:
@@ -90,7 +92,7 @@ def refused(act: Callable[[], Any]) -> Any:
 def scenario(place: Place) -> Transcript:
     """All that a chat application does, as the client tells it."""
     seen: Transcript = {}
-    with Client(place.url, retry=QUICK) as client:
+    with Client(place.url, retry=QUICK, **place.elsewhere) as client:
         seen["nobody"] = refused(client.balance)
         seen["wrong password"] = refused(lambda: client.login("ann", "wrong-password"))
         account = client.login("ann", "ann-password")
@@ -153,7 +155,6 @@ def headers_of(client: Client, place: Place, stream_id: str) -> Any:
     return first.lower(), {name: answer.headers.get(name) for name in STREAM_HEADERS}
 
 
-@pytest.mark.one_process("the fake has one address")
 def test_the_fake_says_what_the_real_server_says(tmp_path: Path) -> None:
     with fake_place() as place:
         faked = scenario(place)

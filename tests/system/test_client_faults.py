@@ -16,15 +16,13 @@ from tests.clients.relay import relay
 from tests.clients.sdk import KINDS, QUICK, Kind, client_of, text_of
 from tests.faultproxy import FaultProxy
 from tests.ledgers import check_ledger
-from tests.replicas import replicas
+from tests.replicas import WHOLE, replicas
 from tests.scripted import Script
 from tests.serving import Server, serving, upstream
 from tests.valkey import Valkey
 
 from parshall.client import AsyncClient, Client, Receipt, Retry, StreamEvent, StreamLost, WrongStream, new_id
 from parshall.client.records import Entry
-
-pytestmark = pytest.mark.one_process("each fault is between the client and one address")
 
 STREAMS = 10
 """At once in each round; half of them are read by threads, half by tasks. One kill meets each at another point."""
@@ -85,7 +83,7 @@ def read(client: Client, told: Told) -> None:
         told.stream_id = stream.id
 
 
-async def read_all(url: str, token: str, several: list[Told]) -> None:
+async def read_all(server: Server, token: str, several: list[Told]) -> None:
     async def read_one(client: AsyncClient, told: Told) -> None:
         await asyncio.sleep(told.pause)
         stream = client.stream(told.chat, told.message, on_reconnect=told.reconnected)
@@ -93,7 +91,7 @@ async def read_all(url: str, token: str, several: list[Told]) -> None:
             told.events.append(event)
             told.stream_id = stream.id
 
-    async with AsyncClient(url, token=token, retry=QUICK) as client:
+    async with AsyncClient(server.url, **server.elsewhere, token=token, retry=QUICK) as client:
         await asyncio.gather(*(read_one(client, told) for told in several))
 
 
@@ -102,7 +100,7 @@ def killed_while_reading(server: Server, client: Client, chance: random.Random) 
     told, token, half = questions(client, chance), access_of(client), STREAMS // 2
     with ThreadPoolExecutor(STREAMS) as pool:
         reading = [pool.submit(read, client, each) for each in told[:half]]
-        reading.append(pool.submit(lambda: asyncio.run(read_all(server.url, token, told[half:]))))
+        reading.append(pool.submit(lambda: asyncio.run(read_all(server, token, told[half:]))))
         time.sleep(chance.uniform(ROUND_SECONDS_MAX / 2, ROUND_SECONDS_MAX))
         server.kill()
         server.start()
@@ -146,7 +144,7 @@ def settled(client: Client, stream_id: str) -> Receipt:
 
 def kill_in_rounds(server: Server, rounds: int) -> None:
     chance = random.Random(SEED)
-    with Client(server.url, retry=QUICK) as client:
+    with Client(server.url, **server.elsewhere, retry=QUICK) as client:
         client.login("ann", "ann-password")
         before = client.balance()
         told = [each for _ in range(rounds) for each in killed_while_reading(server, client, chance)]
@@ -178,7 +176,7 @@ CUTS = (1210, 700, 90)
 
 @pytest.fixture(scope="module")
 def token(server: Server) -> str:
-    with Client(server.url) as client:
+    with Client(server.url, **server.elsewhere) as client:
         client.login("ann", "ann-password")
         return access_of(client)
 
@@ -197,7 +195,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 def check_answered(server: Server, token: str, told: Told) -> None:
-    with Client(server.url, token=token) as direct:
+    with Client(server.url, **server.elsewhere, token=token) as direct:
         check_exact(direct, told)
     assert text_of(told.events) == Script.of("", told.message).text()
 
@@ -211,7 +209,7 @@ def asked(client: Any, message: str = QUESTION) -> Told:
 
 
 def test_connections_reset_within_events_change_nothing(server: Server, token: str, kind: Kind) -> None:
-    with relay(server.port, CUTS) as cutting, client_of(kind, cutting.url, token=token) as client:
+    with relay(server.port, CUTS) as cutting, client_of(kind, cutting.url, **server.elsewhere, token=token) as client:
         told = asked(client)
         assert not cutting.cuts, "every cut was met"
     assert told.reconnects == len(CUTS)
@@ -222,7 +220,7 @@ def test_a_stripped_header_leaves_the_id_in_the_first_event(
     server: Server, token: str, kind: Kind, proxy: BadProxy
 ) -> None:
     url = proxy.open(Wrong(response=lambda _asked, head: head.drop(ID)))
-    with client_of(kind, url, token=token) as client:
+    with client_of(kind, url, **server.elsewhere, token=token) as client:
         check_answered(server, token, asked(client))
 
 
@@ -230,7 +228,7 @@ def test_a_proposal_that_is_stripped_gives_way_to_the_id_of_the_server(
     server: Server, token: str, kind: Kind, proxy: BadProxy
 ) -> None:
     url = proxy.open(Wrong(request=lambda head: head.drop(ID)))
-    with client_of(kind, url, token=token) as client:
+    with client_of(kind, url, **server.elsewhere, token=token) as client:
         stream = client.stream(client.create_session(), QUESTION)
         proposed = stream.id
         first = next(stream)
@@ -242,7 +240,7 @@ def test_a_proposal_that_is_stripped_gives_way_to_the_id_of_the_server(
 @pytest.mark.parametrize("spoilt", ["stream-1620847252-a1b2c3d4, stream-1620847252-a1b2c3d4", "undefined"])
 def test_a_spoilt_header_is_not_believed(server: Server, token: str, kind: Kind, proxy: BadProxy, spoilt: str) -> None:
     url = proxy.open(Wrong(response=lambda _asked, head: head.replace(ID, spoilt)))
-    with client_of(kind, url, token=token) as client:
+    with client_of(kind, url, **server.elsewhere, token=token) as client:
         check_answered(server, token, asked(client))
 
 
@@ -250,19 +248,20 @@ def test_a_header_that_names_another_stream_is_an_error(
     server: Server, token: str, kind: Kind, proxy: BadProxy
 ) -> None:
     url = proxy.open(Wrong(response=lambda _asked, head: head.replace(ID, new_id())))
-    with client_of(kind, url, token=token) as client, pytest.raises(WrongStream, match="first event"):
+    given = {**server.elsewhere, "token": token}
+    with client_of(kind, url, **given) as client, pytest.raises(WrongStream, match="first event"):
         asked(client)
 
 
 def test_another_process_goes_on_from_id_and_offset(server: Server, token: str, kind: Kind) -> None:
     told = Told(chat="", message="fake-n60-ms10", pause=0)
-    with client_of(kind, server.url, token=token) as first:
+    with client_of(kind, server.url, **server.elsewhere, token=token) as first:
         told.chat = first.create_session()
         stream = first.stream(told.chat, told.message)
         told.events = [next(stream) for _ in range(5)]
         kept = (stream.id, stream.offset)
         stream.close()
-    with client_of(kind, server.url, token=token) as second:
+    with client_of(kind, server.url, **server.elsewhere, token=token) as second:
         told.stream_id = kept[0]
         told.events += second.resume(kept[0], after=kept[1])
     check_answered(server, token, told)
@@ -274,13 +273,13 @@ def test_another_process_asks_again_under_the_id_that_it_kept(server: Server, to
     with FaultProxy.to(server.port) as network:
         url = network.through(server.url)
         hasty = Retry(outage_seconds_max=0.05)
-        with client_of(kind, url, token=token, retry=hasty) as first:
+        with client_of(kind, url, **server.elsewhere, token=token, retry=hasty) as first:
             told.chat = first.create_session()
             network.refuse()
             with pytest.raises(StreamLost) as lost:
                 next(first.stream(told.chat, told.message, stream_id=told.stream_id))
             assert (lost.value.stream_id, lost.value.offset) == (told.stream_id, 0)
-    with client_of(kind, server.url, token=token) as second:
+    with client_of(kind, server.url, **server.elsewhere, token=token) as second:
         told.events = list(second.stream(told.chat, told.message, stream_id=told.stream_id))
     check_answered(server, token, told)
 
@@ -288,6 +287,7 @@ def test_another_process_asks_again_under_the_id_that_it_kept(server: Server, to
 # ── Several processes ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.one_process(WHOLE)
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_replicas_that_come_and_go_behind_a_balancer_change_nothing(

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 from tests.badproxy import ID, IDLE_SECONDS, Head, Wrong, bad_proxies
+from tests.front import addresses, one_address
 from tests.nginx import binary, nginx
 from tests.serving import PARSHALL, Server, serving, upstream
 
 from parshall.doctor.examine import examine
 from parshall.doctor.model import CannotRun, Check, Plan, Profile, Report, Status
-
-pytestmark = pytest.mark.one_process("the doctor examines one address, as browsers meet it")
 
 ORIGIN = "https://page.example.org"
 MESSAGE = "fake-n40-ms30"
@@ -111,14 +110,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def reports(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
+def url(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The one address that the doctor examines."""
+    with one_address(server, tmp_path_factory.mktemp("front") / "nginx") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def reports(server: Server, url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
     """Every examination, several at a time."""
     with ExitStack() as stack:
-        proxies = stack.enter_context(bad_proxies(server.url))
-        plans = {"direct": Plan(url=server.url)}
+        proxies = stack.enter_context(bad_proxies(url))
+        plans = {"direct": Plan(url=url)}
         if HAS_NGINX:
             wrong = {name: directives for name, (directives, _) in NGINX.items()}
-            front = stack.enter_context(nginx(tmp_path_factory.mktemp("nginx"), server.url, wrong))
+            front = stack.enter_context(nginx(tmp_path_factory.mktemp("nginx"), addresses(server), wrong))
             for name, url in front.urls.items():
                 plans[f"nginx {name}"] = Plan(url=url, ca_file=front.ca_file)
         plans |= {f"bad {name}": Plan(url=proxies.open(each)) for name, (each, _) in BAD.items()}
@@ -170,6 +176,7 @@ def check_green(report: Report, *, unchecked: set[Check]) -> None:
     assert {finding.check for finding in report.findings} == set(Check)
 
 
+@pytest.mark.one_process("services apart have something in front: the doctor examines one address")
 def test_a_deployment_without_anything_in_front_is_all_green(reports: dict[str, Report]) -> None:
     report = reports["direct"]
     check_green(report, unchecked={Check.TLS, Check.HTTP2})
@@ -188,7 +195,7 @@ def test_the_committed_configuration_of_nginx_is_all_green_over_tls_and_http_2(r
 @pytest.mark.timeout(200)
 def test_ninety_seconds_of_silence_survive_nginx_and_every_ping_is_seen(server: Server, tmp_path: Path) -> None:
     caller = server.customer("patient", credits=1000)
-    with nginx(tmp_path, server.url, {}) as front:
+    with nginx(tmp_path, addresses(server), {}) as front:
         plan = Plan(url=front.urls["right"], ca_file=front.ca_file, token=caller.token, message=MESSAGE)
         report = asyncio.run(examine(plan))
     assert with_status(report, Status.OK)[Check.IDLE] == "90 s of silence survived, 5 pings seen"
@@ -241,17 +248,17 @@ def run(*arguments: str, password: str = "patient0-password") -> subprocess.Comp
 
 
 def test_the_command_logs_in_tells_writes_the_report_and_exits_by_what_it_found(
-    server: Server, reports: dict[str, Report], tmp_path: Path
+    url: str, reports: dict[str, Report], tmp_path: Path
 ) -> None:
     assert reports
     how = ("--username", "patient0", "--quick", "--message", MESSAGE)
     html, foreign = tmp_path / "report.html", "https://<b>.example.org"
-    told = run(server.url, *how, "--origin", foreign, "--html", str(html))
+    told = run(url, *how, "--origin", foreign, "--html", str(html))
     assert told.returncode == 1 and "2 faults found." in told.stdout, told.stdout + told.stderr
     page = html.read_text(encoding="utf-8")
     assert "2 faults found." in page and "https://&lt;b&gt;.example.org" in page
     assert foreign not in page and "src=" not in page and "href=" not in page
-    good = run(server.url, *how, "--origin", ORIGIN, "--json")
+    good = run(url, *how, "--origin", ORIGIN, "--json")
     report = json.loads(good.stdout)
     assert good.returncode == report["exitCode"] == 0, good.stdout + good.stderr
     assert {finding["check"] for finding in report["findings"]} == {check.value for check in Check}
@@ -270,9 +277,9 @@ def test_the_command_logs_in_tells_writes_the_report_and_exits_by_what_it_found(
     ],
 )
 def test_what_cannot_be_examined_is_said_in_a_sentence_and_is_no_verdict(
-    arguments: list[str], words: str, server: Server
+    arguments: list[str], words: str, url: str
 ) -> None:
-    told = run(*(word.replace("URL", server.url) for word in arguments), password="wrong-password")
+    told = run(*(word.replace("URL", url) for word in arguments), password="wrong-password")
     assert told.returncode == 2 and words in told.stderr and told.stdout == "", told.stdout + told.stderr
     assert "Traceback" not in told.stderr
 
@@ -318,10 +325,10 @@ async def test_whatever_answers_there_is_told_in_a_sentence(name: str) -> None:
         assert "https://a.example.org" in str(told.value)
 
 
-def test_a_header_that_cannot_be_sent_is_told_in_a_sentence(server: Server) -> None:
+def test_a_header_that_cannot_be_sent_is_told_in_a_sentence(url: str) -> None:
     for token in ("a\nb", "ä"):
         with pytest.raises(CannotRun, match="cannot be sent"):
-            asyncio.run(examine(Plan(url=server.url, token=token)))
+            asyncio.run(examine(Plan(url=url, token=token)))
 
 
 # ── Other services ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -336,8 +343,8 @@ def test_any_service_that_sends_events_is_examined_without_knowing_its_rules(
     assert not {Check.CHARGED_ONCE, Check.ID_PRESENT} & {finding.check for finding in report.findings}
 
 
-def test_a_service_that_answers_something_else_cannot_be_examined(server: Server) -> None:
+def test_a_service_that_answers_something_else_cannot_be_examined(url: str) -> None:
     with pytest.raises(CannotRun, match="status 404"):
-        asyncio.run(examine(Plan(url=server.url, profile=Profile.GENERIC, path="/nothing")))
-    report = asyncio.run(examine(Plan(url=server.url, profile=Profile.GENERIC, path="/health")))
+        asyncio.run(examine(Plan(url=url, profile=Profile.GENERIC, path="/nothing")))
+    report = asyncio.run(examine(Plan(url=url, profile=Profile.GENERIC, path="/health")))
     assert {Check.CONTENT_TYPE, Check.COMPLETE} <= set(with_status(report, Status.FAULT))

@@ -12,13 +12,14 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 import pytest
 from tests import caddy, nginx
+from tests.front import SERVICES, addresses
 from tests.scripted import Script
 from tests.serving import PARSHALL, PATHS, Server, serving, upstream
 
@@ -37,7 +38,6 @@ SETTINGS = {
 }
 MESSAGE = "fake-n40-ms30"
 SILENCE_SECONDS = 2.0
-SERVICES = {"auth": "127.0.0.1:3000", "accounting": "127.0.0.1:3001", "chat": "127.0.0.1:3002"}
 ONE, APART = "one", "apart"
 BINARIES = {"nginx": nginx.binary(), "Caddy": caddy.binary()}
 for _name, _found in BINARIES.items():
@@ -66,16 +66,16 @@ class Front:
 
 
 @contextlib.contextmanager
-def front(name: str, folder: Path, addresses: str | dict[str, str]) -> Iterator[Front]:
+def front(name: str, folder: Path, behind: str | Mapping[str, str]) -> Iterator[Front]:
     """The proxy of that name with the file for one server, or for services apart."""
     folder.mkdir(parents=True)
     ca_file = str(folder / "fullchain.pem")
     if name == "nginx":
-        with nginx.nginx(folder, addresses, {}) as running:
+        with nginx.nginx(folder, behind, {}) as running:
             yield Front(name=name, url=running.urls["right"], ca_file=ca_file)
         return
-    file = "Caddyfile" if isinstance(addresses, str) else "apart.Caddyfile"
-    given = {"127.0.0.1:8000": addresses} if isinstance(addresses, str) else addresses
+    file = "Caddyfile" if isinstance(behind, str) else "apart.Caddyfile"
+    given = {"127.0.0.1:8000": behind} if isinstance(behind, str) else behind
     with caddy.caddy(folder, file, given) as url:
         yield Front(name=name, url=url, ca_file=ca_file)
 
@@ -97,10 +97,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             kind: stack.enter_context(serving(home / kind, split=kind == APART, OPENAI_BASE_URL=model, **SETTINGS))
             for kind in (ONE, APART)
         }
-        ways: dict[str, str | dict[str, str]] = {
-            ONE: servers[ONE].url,
-            APART: {named: servers[APART].services[service] for service, named in SERVICES.items()},
-        }
+        ways = {kind: addresses(server) for kind, server in servers.items()}
         fronts = {
             (name, kind): stack.enter_context(front(name, home / name / kind, way))
             for name, found in BINARIES.items()
@@ -190,6 +187,22 @@ def logged_client(server: Server, request_id: str) -> str | None:
     raise AssertionError(f"the request {request_id} is not in the log")
 
 
+@pytest.mark.parametrize("kind", [ONE, APART])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_login_by_cookie_is_renewed_by_a_page_of_the_proxys_origin_and_by_no_other(
+    name: str, kind: str, world: World
+) -> None:
+    user = f"renewer-{name}-{kind}".lower()
+    world.servers[kind].customer(user)
+    behind = world.fronts[name, kind]
+    with behind.http() as http:
+        body = {"username": user, "password": f"{user}-password"}
+        assert http.post("/api/auth/login", json=body).status_code == 200
+        for origin, status in (("https://evil.example.org", 403), (f"{behind.url}0", 403), (behind.url, 200)):
+            asked = {"Origin": origin, "Sec-Fetch-Site": "same-origin"}
+            assert http.post("/api/auth/refresh", headers=asked).status_code == status, origin
+
+
 # ── What must not get through ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -237,8 +250,8 @@ WAYS_TO_METRICS = (
 @pytest.mark.parametrize("name", NAMES)
 def test_metrics_are_not_to_be_had_from_outside(name: str, kind: str, willing: Open, tmp_path: Path) -> None:
     """The server behind would give them to anybody: it is the proxy that does not ask it."""
-    addresses = willing.url if kind == ONE else dict.fromkeys(SERVICES.values(), willing.url)
-    with front(name, tmp_path / "front", addresses) as behind:
+    ways = willing.url if kind == ONE else dict.fromkeys(SERVICES.values(), willing.url)
+    with front(name, tmp_path / "front", ways) as behind:
         trust = ssl.create_default_context(cafile=behind.ca_file)
         willing.asked.clear()
         for way in WAYS_TO_METRICS:

@@ -11,11 +11,11 @@ import httpx2
 import pytest
 from tests.faultproxy import FaultProxy
 from tests.persistent import PersistentClient
-from tests.replicas import Replicas, replicas
+from tests.replicas import WHOLE, Replicas, replicas
 from tests.serving import Caller, upstream
 from tests.valkey import Valkey
 
-pytestmark = pytest.mark.one_process("replicas stand behind one address each")
+pytestmark = pytest.mark.one_process(WHOLE)
 
 LATENCY_SECONDS = 0.004
 """Of the network when nothing is wrong with it: wide enough for a fault to come between two steps."""

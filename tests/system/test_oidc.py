@@ -121,7 +121,7 @@ def test_a_wrong_token_is_refused_on_every_service(site: Site) -> None:
         caller = site.caller(token)
         for path in EVERYWHERE:
             assert caller.get(path, expect=401)["code"], f"{name} on {path}"
-        answer = caller.http.get(caller._where("/api/profile"), headers=caller.headers())
+        answer = caller.http.get(caller.at("/api/profile"), headers=caller.headers())
         assert answer.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
 
 
@@ -142,7 +142,7 @@ def test_an_issuer_that_is_away_is_nobody_elses_trouble(site: Site) -> None:
         for _ in range(4):
             for path in EVERYWHERE:
                 stranger = site.caller(site.silent.token("stranger"))
-                refused = stranger.http.get(stranger._where(path), headers=stranger.headers())
+                refused = stranger.http.get(stranger.at(path), headers=stranger.headers())
                 assert (refused.status_code, refused.json()["code"]) == (503, "issuer_unavailable")
                 assert refused.headers["Retry-After"]
                 known.get(path)

@@ -16,15 +16,16 @@ from typer.testing import CliRunner
 from parshall.app.apart import ALL, ServiceName
 from parshall.app.examples import BODIES
 from parshall.app.openapi import operations
-from parshall.app.postman import FIRST_STEPS, collection
+from parshall.app.postman import APART, FIRST_STEPS, collection
 from parshall.app.surface import surface, words_of
 from parshall.cli.main import app
 from parshall.kernel.headers import STREAM_ID_HEADER, loggable
 
-pytestmark = pytest.mark.one_process("the collection asks one address")
-
 RUN_SECONDS_MAX = 100
 WHOLE = surface(ALL).openapi()
+PARTS = {service: surface(frozenset({service})).openapi() for service in ServiceName}
+SHARED = {"/health", "/api/health", "/api/version", "/metrics"}
+"""What every service answers."""
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +51,21 @@ def items(folder: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize(("path", "arguments"), [("/openapi.json", []), ("/postman.json", ["--postman"])])
 def test_the_command_and_a_server_give_the_same_documents(path: str, arguments: list[str], server: Server) -> None:
-    shown = CliRunner().invoke(app, ["openapi", *arguments])
-    assert json.loads(shown.stdout) == httpx2.get(server.url + path).json()
-    assert f'href="{path}"' in httpx2.get(server.url).text
+    for url in server.urls:
+        whose = ["--service", httpx2.get(f"{url}/api/version").json()["service"]] if server.split else []
+        shown = CliRunner().invoke(app, ["openapi", *arguments, *whose])
+        assert json.loads(shown.stdout) == httpx2.get(url + path).json()
+        assert f'href="{path}"' in httpx2.get(url).text
     assert "(/postman.json)" in WHOLE["info"]["description"], "which /docs shows"
 
 
 def test_each_service_has_its_part_and_together_they_are_all() -> None:
-    parts = {service: surface(frozenset({service})).openapi() for service in ServiceName}
-    shared = {"/health", "/api/health", "/api/version", "/metrics"}
-    found = [path for part in parts.values() for path in part["paths"] if path not in shared]
-    assert len(found) == len(set(found)) and {*found, *shared} == set(WHOLE["paths"])
-    for service, part in parts.items():
+    found = [path for part in PARTS.values() for path in part["paths"] if path not in SHARED]
+    assert len(found) == len(set(found)) and {*found, *SHARED} == set(WHOLE["paths"])
+    for service, part in PARTS.items():
         made = collection(part, name=service.value)
         assert len(list(items(made))) == len(operations(part))
-        (base,) = [each["value"] for each in made["variable"] if each["key"] == "baseUrl"]
+        (base,) = [each["value"] for each in made["variable"] if each["key"].endswith("Url")]
         assert base == f"http://127.0.0.1:{3000 + list(ServiceName).index(service)}"
 
 
@@ -116,6 +117,15 @@ def fits(content: dict[str, Any]) -> bool:
     return bool(jsonschema_rs.is_valid(schema, content["example"]))
 
 
+def test_the_whole_collection_asks_each_service_for_what_it_answers() -> None:
+    asked = {each["request"]["url"]["raw"] for each in items(collection(WHOLE, name="parshall"))}
+    for service, part in PARTS.items():
+        for each in items(collection(part, name=service.value)):
+            where = each["request"]["url"]["raw"]
+            base = "baseUrl" if where.removeprefix("{{baseUrl}}") in SHARED else APART.get(service, "baseUrl")
+            assert where.replace("{{baseUrl}}", f"{{{{{base}}}}}") in asked
+
+
 # ── The collection ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -124,11 +134,12 @@ def ran(server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
     """Every request of the collection with its answer, as Newman ran it from top to bottom."""
     folder = node_folder(POSTMAN)
     report = tmp_path_factory.mktemp("newman") / "report.json"
-    collection = report.with_name("collection.json")
-    collection.write_bytes(httpx2.get(f"{server.url}/postman.json").content)
+    file = report.with_name("collection.json")
+    file.write_text(json.dumps(collection(WHOLE, name="parshall")), encoding="utf-8")
     given = {"baseUrl": server.url, "username": "admin", "password": ADMIN_PASSWORD}
+    given |= {APART[service]: url for service, url in server.services.items() if service in APART}
     given |= {"clientId": "tester", "clientSecret": secret(server)}
-    command = ["node", str(folder / "node_modules" / "newman" / "bin" / "newman.js"), "run", str(collection)]
+    command = ["node", str(folder / "node_modules" / "newman" / "bin" / "newman.js"), "run", str(file)]
     command += [word for name, value in given.items() for word in ("--env-var", f"{name}={value}")]
     command += ["--reporters", "json", "--reporter-json-export", str(report), "--timeout-request", "20000"]
     made = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS_MAX)
@@ -153,7 +164,7 @@ def test_every_variable_of_a_collection_is_one_that_it_declares_and_a_script_or_
     declared = {each["key"] for each in made["variable"]}
     used = set(re.findall(r"\{\{(\w+)\}\}", json.dumps(made)))
     kept = set(re.findall(r"collectionVariables\.set\('(\w+)'", json.dumps(made)))
-    given = {"baseUrl", "username", "password", "clientId", "clientSecret"}
+    given = {"baseUrl", *APART.values(), "username", "password", "clientId", "clientSecret"}
     assert used <= declared
     assert kept | given == declared
     assert json.dumps(made) == json.dumps(collection(surface(ALL).openapi(), name="parshall")), "the same each time"

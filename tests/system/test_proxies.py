@@ -8,8 +8,6 @@ import httpx2
 import pytest
 from tests.serving import Server, serving
 
-pytestmark = pytest.mark.one_process("one proxy stands before one address; test_fronts has them apart")
-
 NOBODY = {"username": "nobody", "password": "no-password-at-all"}
 FAILURES_MAX = 10
 SETTINGS = {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": "http://127.0.0.1:9"}
@@ -31,7 +29,7 @@ def wary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def login(server: Server, name: str, client: str, **fields: str) -> httpx2.Response:
     body = NOBODY | {"username": name}
-    return httpx2.post(f"{server.url}/api/auth/login", json=body, headers={"X-Forwarded-For": client, **fields})
+    return httpx2.post(server.at("/api/auth/login"), json=body, headers={"X-Forwarded-For": client, **fields})
 
 
 def logged(server: Server, request_id: str) -> str | None:
@@ -39,7 +37,7 @@ def logged(server: Server, request_id: str) -> str | None:
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         for line in server.output:
-            if f'"{request_id}"' in line and (record := json.loads(line))["event"] == "request":
+            if f'"{request_id}"' in line and (record := json.loads(line[line.index("{") :]))["event"] == "request":
                 found: str | None = record["client"]
                 return found
         time.sleep(0.01)
@@ -78,7 +76,7 @@ def test_requests_are_counted_by_the_client_behind_a_trusted_proxy(trusting: Ser
 def test_a_cookie_is_secure_where_a_trusted_proxy_was_asked_by_https(trusting: Server, wary: Server) -> None:
     body = {"username": "admin", "password": "admin-password"}
     for server, secure in ((trusting, True), (wary, False)):
-        answer = httpx2.post(f"{server.url}/api/auth/login", json=body, headers={"X-Forwarded-Proto": "https"})
+        answer = httpx2.post(server.at("/api/auth/login"), json=body, headers={"X-Forwarded-Proto": "https"})
         assert answer.status_code == 200
         assert all(("Secure" in cookie) is secure for cookie in answer.headers.get_list("set-cookie"))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.front import one_address
 from tests.serving import serving
 
 from parshall.kernel.credits import parse_credits, wire
@@ -54,14 +55,17 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     folder = tmp_path_factory.mktemp("readme")
     (folder / ".venv").symlink_to(sys.prefix)
     limits = {"REQUESTS_PER_MINUTE": "3000", "ANONYMOUS_REQUESTS_PER_MINUTE": "300"}  # as they are by default
-    with serving(folder / "home", "--demo", **limits) as server:
-        blocks = [block.replace(URL, server.url) for block in shell_blocks(section("A first answer"))]
+    with (
+        serving(folder / "home", "--demo", **limits) as server,
+        one_address(server, folder / "front") as url,
+    ):
+        blocks = [block.replace(URL, url) for block in shell_blocks(section("A first answer"))]
         script = "set -eu -o pipefail\n" + "printf '\\f'\n".join(blocks)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PARSHALL_")}
         ran = subprocess.run(
             ["bash", "-c", script],
             cwd=folder,
-            env=kept | {"PARSHALL_URL": server.url},
+            env=kept | {"PARSHALL_URL": url},
             capture_output=True,
             text=True,
             timeout=WALK_SECONDS_MAX,
@@ -75,7 +79,7 @@ def events(text: str) -> list[Event]:
     return list(parse([text.partition("\n\n")[2].encode() if text.startswith("HTTP/") else text.encode()]))
 
 
-@pytest.mark.one_process("the first answer knows one address")
+@pytest.mark.one_process("the headers that the README shows are those of a server without a proxy")
 def test_the_walk_streams_a_whole_answer_under_an_id_that_comes_first(walk: list[str]) -> None:
     answer = walk[1].replace("\r\n", "\n")
     status, first, *_ = answer.splitlines()
@@ -88,7 +92,6 @@ def test_the_walk_streams_a_whole_answer_under_an_id_that_comes_first(walk: list
     assert "".join(event.json()["text"] for event in came if event.event == "chunk").strip()
 
 
-@pytest.mark.one_process("the first answer knows one address")
 def test_the_walk_charges_what_the_receipt_says_and_resumes_byte_for_byte(walk: list[str]) -> None:
     answer, balance, rest, receipt, chat = walk[1:]
     charged = events(answer.replace("\r\n", "\n"))[-1].json()["receipt"]["chargedCredits"]

@@ -51,7 +51,7 @@ def test_removing_oneself_takes_chats_credits_and_tokens_along(server: Server) -
     assert admin.get(f"/api/chat/users/{user_id}/sessions")["sessions"]
     ann.request("DELETE", "/api/profile", {"currentPassword": "ann-password"})
     for path in ("/api/chat/sessions", "/api/credits/balance", "/api/profile"):
-        until(lambda path=path: ann.http.get(ann._where(path), headers=ann.headers()).status_code == 401)
+        until(lambda path=path: ann.http.get(ann.at(path), headers=ann.headers()).status_code == 401)
     until(lambda: log_is_gone(admin, stream_id))
     state = admin.state(stream_id)
     assert state["receipt"]["settlement"] == "settled", "the books keep what was used, without a person"
@@ -64,7 +64,7 @@ def test_an_export_is_all_that_is_kept_in_one_document(server: Server) -> None:
     sessions = [eve.session(title=f"talk {number}") for number in range(3)]
     for session in sessions:
         eve.ask(session, "fake-n2")
-    answer = eve.http.get(eve._where("/api/profile/export"), headers=eve.headers())
+    answer = eve.http.get(eve.at("/api/profile/export"), headers=eve.headers())
     assert answer.headers["content-type"] == "application/json"
     export = answer.json()
     assert export["user"]["username"] == "eve"
@@ -121,7 +121,7 @@ def said(server: Server, session: str) -> int:
 
 
 def log_is_gone(admin: Caller, stream_id: str) -> bool:
-    return admin.http.get(admin._where(f"/api/chat/streams/{stream_id}"), headers=admin.headers()).status_code == 404
+    return admin.http.get(admin.at(f"/api/chat/streams/{stream_id}"), headers=admin.headers()).status_code == 404
 
 
 def test_the_books_of_whoever_left_still_rebuild(server: Server) -> None:

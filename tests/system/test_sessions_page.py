@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from tests.clients.programs import chromium, node_folder
 from tests.clients.proof import QUESTION, Run, check_once
+from tests.front import one_address
 from tests.hostile import Line
 from tests.serving import ROOT, Caller, Server, serving, upstream
 from tests.valkey import unused_port
@@ -23,8 +24,6 @@ from tests.valkey import unused_port
 from parshall.kernel import headers as names
 from parshall.kernel.ids import STREAM_ID_PATTERN, new_stream_id
 from parshall.kernel.sse import parse
-
-pytestmark = pytest.mark.one_process("the examples on the page ask one address")
 
 PAGE = (ROOT / "docs" / "SESSIONS.md").read_text(encoding="utf-8")
 SOURCE = ROOT / "src" / "parshall"
@@ -67,9 +66,14 @@ def provider() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def server(provider: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that counts requests, and knows a page of its own port under another name."""
-    port = unused_port()
-    options = {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": provider, "OPENAI_MODELS": "fake,*", "PORT": str(port)}
-    options |= {"REQUESTS_PER_MINUTE": str(PER_MINUTE), "ANONYMOUS_REQUESTS_PER_MINUTE": "1000"}
+    port = str(unused_port())
+    options = {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": provider, "OPENAI_MODELS": "fake,*"}
+    options |= {
+        "PORT": port,
+        "CHAT_PORT": port,
+        "REQUESTS_PER_MINUTE": str(PER_MINUTE),
+        "ANONYMOUS_REQUESTS_PER_MINUTE": "1000",
+    }
     home = tmp_path_factory.mktemp("home")
     with serving(home, ALLOWED_ORIGINS=f"http://localhost:{port}", **options) as running:
         yield running
@@ -122,10 +126,12 @@ def crossing(caller: Caller, page: str) -> Iterator[Sample]:
     yield sample(stream, 200, "all, bodies, streams, counted, allowed")
     path = f"/api/chat/streams/{stream.headers['X-Streaming-Session-Id']}"
     yield sample(caller.http.get(path, headers=there), 200, "all, bodies, streams, counted, allowed")
-    yield sample(caller.http.get("/api/profile", headers=there), 200, "all, bodies, whole bodies, counted, allowed")
+    yield sample(
+        caller.http.get(caller.at("/api/profile"), headers=there), 200, "all, bodies, whole bodies, counted, allowed"
+    )
     yield sample(caller.http.options(path, headers=preflight), 204, "all, preflights, allowed preflights, allowed")
     yield sample(caller.http.options(path, headers=foreign), 204, "all, preflights")
-    refused = httpx2.get(f"{caller.url}/api/profile", headers={"Origin": page})
+    refused = httpx2.get(caller.at("/api/profile"), headers={"Origin": page})
     yield sample(refused, 401, "all, bodies, whole bodies, counted, allowed, unauthenticated")
 
 
@@ -144,7 +150,7 @@ def plain(caller: Caller) -> Iterator[Sample]:
     yield sample(caller.http.get("/docs", headers=own), 200, f"{whole}, counted")
     yield sample(caller.http.delete("/api/models", headers=own), 405, f"{whole}, counted, wrong method")
     body = {"username": "reader", "password": "reader-password"}
-    yield sample(httpx2.post(f"{caller.url}/api/auth/login", json=body), 200, f"{whole}, counted, logins")
+    yield sample(httpx2.post(caller.at("/api/auth/login"), json=body), 200, f"{whole}, counted, logins")
 
 
 def test_every_response_has_the_headers_of_the_table_and_no_others(server: Server, caller: Caller) -> None:
@@ -204,7 +210,7 @@ def post(caller: Caller, path: str, **headers: str) -> Answer:
 
 
 def refresh(caller: Caller, **headers: str) -> Answer:
-    return caller.http.post("/api/auth/refresh", headers={"Cookie": "refreshToken=x", **headers})
+    return caller.http.post(caller.at("/api/auth/refresh"), headers={"Cookie": "refreshToken=x", **headers})
 
 
 REFUSED: dict[str, Callable[[Caller], Answer]] = {
@@ -218,7 +224,7 @@ REFUSED: dict[str, Callable[[Caller], Answer]] = {
     "Last-Event-ID": lambda c: asked(c, **{"Last-Event-ID": "-1"}),
     "X-User-ID": lambda c: post(c, "/api/chat/sessions", **{"X-User-ID": "admin"}),
     "Idempotency-Key": lambda c: c.http.post(
-        "/api/credits/deduct", json={"credits": 1}, headers=c.headers({"Idempotency-Key": "a" * 256})
+        c.at("/api/credits/deduct"), json={"credits": 1}, headers=c.headers({"Idempotency-Key": "a" * 256})
     ),
     "Sec-Fetch-Site": lambda c: refresh(c, **{"Sec-Fetch-Site": "cross-site"}),
 }
@@ -281,22 +287,36 @@ def test_one_search_for_the_id_finds_everything(server: Server, caller: Caller) 
     assert found == [proposed] * 7
     kinds = {each["kind"] for each in entries if each["streamingSessionId"] == proposed}
     assert kinds == {"reserve", "charge", "release"}
-    logged = [json.loads(line) for line in server.output if proposed in line]
+    logged = [json.loads(line[line.index("{") :]) for line in server.output if proposed in line]
     assert {line["event"] for line in logged if line.get("stream") == proposed} >= {"request", "stream_settled"}
 
 
 # ── Examples ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def environment(server: Server) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    return kept | {"URL": server.url, "USERNAME": "reader", "PASSWORD": "reader-password"}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The one address that an example asks, and a page of another origin that may."""
+
+    url: str
+    page: str
+    folder: Path
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        return kept | {"URL": self.url, "USERNAME": "reader", "PASSWORD": "reader-password"}
 
 
-def printed(command: list[str], server: Server, folder: Path) -> dict[str, str]:
+@pytest.fixture
+def place(server: Server, tmp_path: Path) -> Iterator[Place]:
+    with one_address(server, tmp_path / "front") as url:
+        yield Place(url=url, page=f"{origin(server)}/health", folder=tmp_path)
+
+
+def printed(command: list[str], place: Place) -> dict[str, str]:
     """What a walk prints: a word, or two, and a value a line."""
     ran = subprocess.run(
-        command, cwd=folder, env=environment(server), capture_output=True, text=True, timeout=WALK_SECONDS_MAX
+        command, cwd=place.folder, env=place.environment(), capture_output=True, text=True, timeout=WALK_SECONDS_MAX
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return told(ran.stdout.splitlines())
@@ -306,32 +326,32 @@ def told(lines: list[str]) -> dict[str, str]:
     return {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in lines}
 
 
-def by_curl(code: str, server: Server, folder: Path) -> dict[str, str]:
-    return printed(["bash", "-c", f"set -eu -o pipefail\n{code}"], server, folder)
+def by_curl(code: str, place: Place) -> dict[str, str]:
+    return printed(["bash", "-c", f"set -eu -o pipefail\n{code}"], place)
 
 
-def by_python(code: str, server: Server, folder: Path) -> dict[str, str]:
-    return printed([sys.executable, "-c", code], server, folder)
+def by_python(code: str, place: Place) -> dict[str, str]:
+    return printed([sys.executable, "-c", code], place)
 
 
-def by_node(code: str, server: Server, folder: Path) -> dict[str, str]:
+def by_node(code: str, place: Place) -> dict[str, str]:
     node_folder()
-    return printed(["node", "-e", f"{code}\nwalk(process.env, console.log)"], server, folder)
+    return printed(["node", "-e", f"{code}\nwalk(process.env, console.log)"], place)
 
 
-def by_a_page(code: str, server: Server, folder: Path) -> dict[str, str]:
+def by_a_page(code: str, place: Place) -> dict[str, str]:
     """From a page of another origin."""
     with sync_playwright() as playwright:
         browser: Browser = playwright.chromium.launch(executable_path=chromium())
         page = browser.new_context(bypass_csp=True).new_page()
-        page.goto(f"{origin(server)}/health")
+        page.goto(place.page)
         script = f"async (values) => {{ const said = []; {code}; await walk(values, (...words) => said.push(words)); "
-        said: list[list[str]] = page.evaluate(script + "return said }", environment(server))
+        said: list[list[str]] = page.evaluate(script + "return said }", place.environment())
         browser.close()
     return told([f"{word} {value}".replace("True", "true") for word, value in said])
 
 
-WALKS: dict[str, tuple[str, Callable[[str, Server, Path], dict[str, str]]]] = {
+WALKS: dict[str, tuple[str, Callable[[str, Place], dict[str, str]]]] = {
     "curl": ("curl", by_curl),
     "Python": ("Python", by_python),
     "Node": ("JavaScript", by_node),
@@ -342,11 +362,11 @@ WALKS: dict[str, tuple[str, Callable[[str, Server, Path], dict[str, str]]]] = {
 @INSTALLING
 @pytest.mark.parametrize("walk", WALKS)
 def test_an_example_reads_the_id_from_header_and_event_resumes_acknowledges_and_reads_the_receipt(
-    walk: str, server: Server, caller: Caller, provider: str, tmp_path: Path
+    walk: str, place: Place, caller: Caller, provider: str
 ) -> None:
     title, how = WALKS[walk]
     message = f"fake-hard-n24 {uuid.uuid4().hex}"
-    said = how(fenced(title).replace(QUESTION, message), server, tmp_path)
+    said = how(fenced(title).replace(QUESTION, message), place)
     stream = said["header"]
     run = Run(caller=caller, session=caller.state(stream)["sessionId"], stream=stream, message=message)
     check_once(run, provider)

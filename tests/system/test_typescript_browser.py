@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+from tests import topology
 from tests.badproxy import Wrong, bad_proxies
 from tests.clients.programs import chromium, typescript_client
 from tests.clients.proof import CUTS, Run, check_once, snippet
@@ -13,10 +14,7 @@ from tests.clients.typescript import given
 from tests.serving import Caller, Server, serving, text_of, upstream
 from tests.valkey import unused_port
 
-pytestmark = [
-    pytest.mark.timeout(600),  # the first of these tests may have to install the browser
-    pytest.mark.one_process("a page asks one address"),
-]
+pytestmark = pytest.mark.timeout(600)  # the first of these tests may have to install the browser
 
 READ_MILLISECONDS_MAX = 60_000
 PAGE = """<!doctype html><title>A page with the client</title>
@@ -52,11 +50,16 @@ def provider() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def server(provider: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that knows the origin of a page which is not its own: the same port under another name."""
-    port = unused_port()
-    options = {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": provider, "OPENAI_MODELS": "fake,*", "PORT": str(port)}
-    home = tmp_path_factory.mktemp("home")
-    with serving(home, ALLOWED_ORIGINS=f"http://localhost:{port}", **options) as running:
+    """A server that knows the origin of a page which is not its own: the same port under another name.
+
+    Apart, pages of chat's own origin are to auth and accounting those of another one as well.
+    """
+    port = str(unused_port())
+    options = {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": provider, "OPENAI_MODELS": "fake,*"}
+    options |= {"PORT": port, "CHAT_PORT": port, "ALLOWED_ORIGINS": f"http://localhost:{port}"}
+    if topology.is_split:
+        options["ALLOWED_ORIGINS"] += f",http://127.0.0.1:{port}"
+    with serving(tmp_path_factory.mktemp("home"), **options) as running:
         yield running
 
 

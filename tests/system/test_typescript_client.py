@@ -17,10 +17,7 @@ from tests.serving import Caller, Server, serving, text_of, upstream
 
 import parshall
 
-pytestmark = [
-    pytest.mark.timeout(600),  # the first of these tests may have to install what it runs
-    pytest.mark.one_process("the client asks one address"),
-]
+pytestmark = pytest.mark.timeout(600)  # the first of these tests may have to install what it runs
 
 
 @pytest.fixture(scope="module")

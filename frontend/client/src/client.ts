@@ -1,5 +1,6 @@
 // The client of one deployment: who is logged in, and one method for each thing to ask of it.
 
+import { Addresses } from "./addresses.js";
 import { ParshallError } from "./errors.js";
 import { follow } from "./follow.js";
 import { isId, isStreamId, newStreamId } from "./ids.js";
@@ -26,6 +27,10 @@ export interface ClientOptions {
   readonly cookies?: boolean | undefined;
   /** Where unfinished streams are noted; `localStorage` in pages, nowhere elsewhere or where null. */
   readonly storage?: KeyStorage | null | undefined;
+  /** Where auth answers, if elsewhere: services are apart, and no proxy makes one address of theirs. */
+  readonly authUrl?: string | undefined;
+  /** Where accounting answers, likewise. */
+  readonly accountingUrl?: string | undefined;
   readonly retry?: Partial<Retry> | undefined;
   /** Sends requests in place of the global `fetch`. */
   readonly fetch?: typeof fetch | undefined;
@@ -44,16 +49,18 @@ export class Client {
   readonly #notes: Notes;
   readonly #retry: Retry;
 
-  /** `url` is where Parshall answers. Throws ParshallError for an address or a token that cannot be one. */
+  /** `url` is where Parshall answers, or chat. Throws ParshallError for an address or a token that cannot be one. */
   constructor(url: string, options: ClientOptions = {}) {
     const cookies = options.cookies ?? false;
-    this.#wire = new Wire(url, options.fetch, cookies ? "include" : "omit");
+    const addresses = new Addresses(url, options.authUrl, options.accountingUrl);
+    this.#wire = new Wire(addresses, options.fetch, cookies ? "include" : "omit");
     this.#login = new Login(this.#wire, {
       token: options.token,
       tokens: options.tokens ?? new MemoryTokens(),
       cookies,
+      place: addresses.auth,
     });
-    this.#notes = new Notes(options.storage, this.#wire.url);
+    this.#notes = new Notes(options.storage, addresses.chat);
     this.#retry = { ...RETRY, ...options.retry };
   }
 

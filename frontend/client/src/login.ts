@@ -41,6 +41,8 @@ export interface Credentials {
   readonly token?: string | undefined;
   readonly tokens: TokenStorage;
   readonly cookies: boolean;
+  /** Where auth answers. */
+  readonly place: string;
 }
 
 /** Logs in and out, and has a token at hand that is good. */
@@ -49,6 +51,7 @@ export class Login {
   readonly #token: string | undefined;
   readonly #tokens: TokenStorage;
   readonly #cookies: boolean;
+  readonly #place: string;
   #refreshing: Promise<Tokens> | undefined;
 
   /** Throws ParshallError for a token with characters that no token has. */
@@ -60,6 +63,7 @@ export class Login {
     this.#token = credentials.token;
     this.#tokens = credentials.tokens;
     this.#cookies = credentials.cookies;
+    this.#place = credentials.place;
   }
 
   /** Log in by username or e-mail address. */
@@ -118,7 +122,7 @@ export class Login {
   /** A refresh token works once, and a second use ends the session: so tabs take turns, where they can. */
   async #alone(exchange: () => Promise<Tokens>): Promise<Tokens> {
     const locks = (globalThis as { navigator?: { locks?: LockManager } }).navigator?.locks;
-    return locks === undefined ? exchange() : locks.request(`parshall:refresh:${this.#wire.url}`, exchange);
+    return locks === undefined ? exchange() : locks.request(`parshall:refresh:${this.#place}`, exchange);
   }
 
   async #exchange(stale: string | undefined): Promise<Tokens> {

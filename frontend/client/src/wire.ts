@@ -1,5 +1,6 @@
-// Requests to one deployment: addresses, headers, and what an answer must be to be one.
+// Requests to one deployment: headers, and what an answer must be to be one.
 
+import type { Addresses } from "./addresses.js";
 import { ParshallError, Unreachable, foreign, isRecord, refusal } from "./errors.js";
 import type { Line } from "./line.js";
 
@@ -13,13 +14,12 @@ export interface Asked {
 
 /** Sends what it is given; who asks is said by each call. */
 export class Wire {
-  readonly url: string;
+  readonly #addresses: Addresses;
   readonly #fetch: typeof fetch;
   readonly #credentials: RequestCredentials;
 
-  /** Throws ParshallError for an address that cannot be one of a server. */
-  constructor(url: string, send: typeof fetch | undefined, credentials: RequestCredentials) {
-    this.url = address(url);
+  constructor(addresses: Addresses, send: typeof fetch | undefined, credentials: RequestCredentials) {
+    this.#addresses = addresses;
     this.#fetch = send ?? ((input, init) => fetch(input, init));
     this.#credentials = credentials;
   }
@@ -38,11 +38,12 @@ export class Wire {
       signal: line.signal,
     };
     if (asked.body !== undefined) init.body = JSON.stringify(asked.body);
+    const url = this.#addresses.serving(asked.path);
     try {
-      return await line.within(this.#fetch(`${this.url}/api${asked.path}`, init));
+      return await line.within(this.#fetch(`${url}/api${asked.path}`, init));
     } catch (error) {
       if (error instanceof ParshallError || line.signal.aborted) throw error;
-      throw new Unreachable(`${this.url} cannot be reached; check the address, and that it allows this page's origin.`);
+      throw new Unreachable(`${url} cannot be reached; check the address, and that it allows this page's origin.`);
     }
   }
 }
@@ -58,16 +59,4 @@ export async function objectIn(response: Response, line: Line): Promise<Record<s
     // no JSON: foreign like any other that is no object
   }
   throw foreign(response.status);
-}
-
-function address(url: string): string {
-  let parsed: URL | undefined;
-  try {
-    parsed = new URL(url);
-  } catch {
-    // told below
-  }
-  const isOne = parsed !== undefined && /^https?:$/.test(parsed.protocol) && !parsed.username && !parsed.password;
-  if (!isOne) throw new ParshallError(`${url} is no address of a server; give one such as http://127.0.0.1:8000.`);
-  return `${parsed?.origin}${parsed?.pathname}`.replace(/\/+$/, "");
 }

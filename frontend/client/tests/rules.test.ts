@@ -43,10 +43,39 @@ test("an outage without progress is given up, and an event ends it", () => {
 test("an address or a token that cannot be one is refused before anything is sent", () => {
   for (const url of ["", "localhost:8000", "ftp://there", "http://user:password@there"]) {
     assert.throws(() => new Client(url), ParshallError, url);
+    assert.throws(() => new Client("http://there", { authUrl: url }), ParshallError, url);
+    assert.throws(() => new Client("http://there", { accountingUrl: url }), ParshallError, url);
   }
   for (const token of ["", "two words", "line\nend", "tökén"]) {
     assert.throws(() => new Client("http://there", { token }), ParshallError, token);
   }
+});
+
+test("where services are apart each is asked for what it answers, and auth alone sees refresh tokens", async () => {
+  const [asked, shown]: [string[], string[]] = [[], []];
+  const answer = { accessToken: "a", refreshToken: "r", expiresIn: 900, user: {}, models: [], sessions: [] };
+  const send: typeof fetch = (input, init) => {
+    asked.push(String(input));
+    if (String(init?.body).includes("refreshToken")) shown.push(new URL(String(input)).host);
+    return Promise.resolve(Response.json(answer));
+  };
+  const places = { authUrl: "http://auth/", accountingUrl: "http://accounting/at" };
+  const client = new Client("http://chat", { ...places, fetch: send });
+  await client.login("ada", "secret");
+  await client.balance();
+  await client.models();
+  await client.sessions();
+  await client.refresh();
+  await client.logout();
+  assert.deepEqual(asked, [
+    "http://auth/api/auth/login",
+    "http://accounting/at/api/credits/balance",
+    "http://chat/api/models",
+    "http://chat/api/chat/sessions?",
+    "http://auth/api/auth/refresh",
+    "http://auth/api/auth/logout",
+  ]);
+  assert.deepEqual(shown, ["auth", "auth"]);
 });
 
 test("an id leads to no other path than its own", async () => {

@@ -21,6 +21,8 @@ const RETRY = { outageMsMax: 40_000 };
 /** What a scenario is given: where, as whom, in which chat session, and what to ask. */
 export interface Given {
   readonly url: string;
+  readonly authUrl?: string;
+  readonly accountingUrl?: string;
   readonly token: string;
   readonly session: string;
   readonly message: string;
@@ -56,9 +58,15 @@ export function storage(): KeyStorage {
   };
 }
 
+/** Where it asks: one address, or that of each service. */
+function placed(given: Given, options: ClientOptions): Client {
+  const { url, authUrl, accountingUrl } = given;
+  return new Client(url, { authUrl, accountingUrl, ...options });
+}
+
 function clientOf(given: Given, options: ClientOptions = {}): Client {
   const here = "document" in globalThis ? {} : { storage: storage() };
-  return new Client(given.url, { token: given.token, retry: RETRY, ...here, ...options });
+  return placed(given, { token: given.token, retry: RETRY, ...here, ...options });
 }
 
 /** Read to the end; `before` is text that was read earlier. */
@@ -147,7 +155,7 @@ class Restless extends MemoryTokens {
 /** Read a stream while tokens keep running out, and others ask beside it. */
 export async function restless(given: Given, show: Show): Promise<{ read: Read; renewed: number; balances: number }> {
   const tokens = new Restless();
-  const client = new Client(given.url, { tokens, storage: storage() });
+  const client = placed(given, { tokens, storage: storage() });
   await client.login(given.username, given.password);
   let [balances, isOver] = [0, false];
   const others = async (): Promise<void> => {
@@ -198,8 +206,8 @@ export async function refusals(
     unknown: await told(client.state(unknown)),
     resumed: await told(readAll(client, client.resume(unknown), [], () => undefined)),
     mismatch: await told(client.updateStream(given.session, { streamId: unknown, ...over })),
-    stranger: await told(new Client(given.url, { token: "nobody" }).balance()),
-    password: await told(new Client(given.url).login(given.username, "wrong")),
+    stranger: await told(placed(given, { token: "nobody" }).balance()),
+    password: await told(placed(given, {}).login(given.username, "wrong")),
     invalid: await told(client.renameSession(given.session, "x".repeat(200))),
     unfinished: client.unfinished().length + poor.unfinished().length,
   };
@@ -279,29 +287,29 @@ export async function mismatched(
 }
 
 /** Log in, in a page of the same origin, so that the session outlives the page. */
-export async function enter({ url, username, password }: Given): Promise<string> {
-  return (await new Client(url, { cookies: true }).login(username, password)).username;
+export async function enter(given: Given): Promise<string> {
+  return (await placed(given, { cookies: true }).login(given.username, given.password)).username;
 }
 
 /** Ask with nothing but the cookies of a login from before. */
 export function askByCookie(given: Given, show: Show): Promise<Read> {
-  return asking(new Client(given.url, { cookies: true }), given, show);
+  return asking(placed(given, { cookies: true }), given, show);
 }
 
 /** Go on with nothing but the cookies of a login from before. */
 export function goOnByCookie(given: Given, show: Show): Promise<Read> {
-  return goOnWith(new Client(given.url, { cookies: true }), show);
+  return goOnWith(placed(given, { cookies: true }), show);
 }
 
 /** Many tabs in one: each renews the one session that they share by its cookie. */
-export async function renewTogether({ url }: Given): Promise<number> {
-  const tabs = Array.from({ length: 6 }, () => new Client(url, { cookies: true }));
+export async function renewTogether(given: Given): Promise<number> {
+  const tabs = Array.from({ length: 6 }, () => placed(given, { cookies: true }));
   const balances = await Promise.all(tabs.map((tab) => tab.balance()));
   return balances.filter((balance) => balance.totalCredits > 0).length;
 }
 
 /** End the session of the cookies; what is told afterwards. */
-export async function leave({ url }: Given): Promise<Told | string> {
-  await new Client(url, { cookies: true }).logout();
-  return told(new Client(url, { cookies: true }).balance());
+export async function leave(given: Given): Promise<Told | string> {
+  await placed(given, { cookies: true }).logout();
+  return told(placed(given, { cookies: true }).balance());
 }

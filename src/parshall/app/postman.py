@@ -3,6 +3,7 @@
 import json
 import re
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from parshall.app.apart import ServiceName, port_of
@@ -47,6 +48,9 @@ KEPT: dict[tuple[str, str], dict[str, str]] = {
 }
 """What a script keeps of an answer for the requests that follow: variable to where it stands."""
 
+APART = {"auth": "authUrl", "accounting": "accountingUrl"}
+"""Variables for those who serve these elsewhere than chat, which answers at `baseUrl`: by the tag of an operation."""
+
 VARIABLES = {
     "username": "demo",
     "password": "demo-password",
@@ -55,6 +59,8 @@ VARIABLES = {
     **dict.fromkeys(("sessionId", "streamingSessionId", "reservationId", "otherUserId"), ""),
     **dict.fromkeys(("organisationId", "keyId"), ""),
 }
+HOW = "Set `baseUrl`, `username` and `password`, send *Log in*, then what you like."
+HOW_APART = " Services apart: `baseUrl` is chat's, `authUrl` and `accountingUrl` are the others'."
 _NAMES = {
     "session_id": "sessionId",
     "stream_id": "streamingSessionId",
@@ -93,21 +99,23 @@ def collection(document: Json, *, name: str) -> Json:
     """The collection of what `name` serves: folders by tag, and one of first steps where all is served."""
     found = {(method, path): described for method, path, described in operations(document)}
     folders: dict[str, list[Json]] = {}
+    places = APART if name == "parshall" else {}
+    bases = {"baseUrl": _base_url(name), **dict.fromkeys(places.values(), "{{baseUrl}}")}
     if set(FIRST_STEPS) <= found.keys():
-        folders["First steps"] = [_item(step, found[step], is_step=True) for step in FIRST_STEPS]
+        folders["First steps"] = [_item(step, found[step], places, is_step=True) for step in FIRST_STEPS]
     for operation, described in sorted(found.items(), key=_is_late):
-        folders.setdefault(described["tags"][-1].capitalize(), []).append(_item(operation, described))
+        folders.setdefault(described["tags"][-1].capitalize(), []).append(_item(operation, described, places))
     title = document["info"]["title"]
     return {
         "info": {
             "_postman_id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"parshall/{name}")),
             "name": f"{title} {document['info']['version']}",
-            "description": "Set `baseUrl`, `username` and `password`, send *Log in*, then what you like.",
+            "description": HOW + (HOW_APART if places else ""),
             "schema": FORMAT,
         },
         "auth": _bearer("accessToken"),
         "event": [_script("test", ["pm.test('no error of the server', () => pm.expect(pm.response.code).below(500))"])],
-        "variable": [{"key": key, "value": value} for key, value in {"baseUrl": _base_url(name), **VARIABLES}.items()],
+        "variable": [{"key": key, "value": value} for key, value in (bases | VARIABLES).items()],
         "item": [{"name": folder, "item": items} for folder, items in folders.items()],
     }
 
@@ -125,12 +133,12 @@ def _base_url(name: str) -> str:
     return f"http://{standard.host}:{port}"
 
 
-def _item(operation: tuple[str, str], described: Json, *, is_step: bool = False) -> Json:
+def _item(operation: tuple[str, str], described: Json, places: Mapping[str, str], *, is_step: bool = False) -> Json:
     method, path = operation
     request: Json = {
         "method": method,
         "header": _headers(path, described),
-        "url": _url(path, described),
+        "url": _url(path, described, base=f"{{{{{_base(described, places)}}}}}"),
         "description": described.get("description", ""),
     }
     if (body := _body(operation, described)) is not None:
@@ -150,14 +158,19 @@ def _bearer(variable: str) -> Json:
     return {"type": "bearer", "bearer": [{"key": "token", "value": f"{{{{{variable}}}}}", "type": "string"}]}
 
 
-def _url(path: str, described: Json) -> Json:
+def _base(described: Json, places: Mapping[str, str]) -> str:
+    """The variable of the address at which an operation is asked for."""
+    return next((places[tag] for tag in described["tags"] if tag in places), "baseUrl")
+
+
+def _url(path: str, described: Json, *, base: str) -> Json:
     segments = re.sub(r"\{(\w+)\}", r":\1", path).strip("/").split("/")
     query = [_pair(each) for each in _parameters(described, "query")]
-    raw = "{{baseUrl}}/" + "/".join(segments)
+    raw = f"{base}/" + "/".join(segments)
     sent = "&".join(f"{each['key']}={each['value']}" for each in query if not each["disabled"])
     return {
         "raw": raw + (f"?{sent}" if sent else ""),
-        "host": ["{{baseUrl}}"],
+        "host": [base],
         "path": segments,
         "query": query,
         "variable": [
