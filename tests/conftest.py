@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from tests import quick
 from tests import topology as topologies
 from tests.postgres import Engine, Server
 from tests.valkey import Valkey
@@ -55,6 +56,15 @@ def topology(request: pytest.FixtureRequest) -> Iterator[str]:
     topologies.begin(chosen)
     yield chosen
     topologies.end()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs of Parshall are forked, except in modules that are marked `executed`."""
+    before = quick.is_on
+    quick.is_on = before and request.node.get_closest_marker("executed") is None
+    yield
+    quick.is_on = before
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,12 @@ from typing import Any
 
 import httpx2
 import psutil
-from tests import topology
+from tests import quick, topology
+from tests.quick import PARSHALL
 
 from parshall.kernel.sse import Event, EventParser
 
 ROOT = Path(__file__).parent.parent
-PARSHALL = Path(sys.executable).with_name("parshall")
 ADMIN_PASSWORD = "admin-password"
 START_SECONDS_MAX = 120
 PATHS = {
@@ -42,7 +42,7 @@ class Server:
     settings: dict[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     port: int = 0
-    process: subprocess.Popen[str] | None = None
+    process: quick.Popen | None = None
     url: str = ""
     program: tuple[str, ...] = (str(PARSHALL),)
     service: str = ""
@@ -70,7 +70,7 @@ class Server:
         """Start and wait until it answers; the port stays the same over restarts."""
         what = ("serve", self.service) if self.service else ("up", *(["--split"] if self.split else []))
         command = [*self.program, *what, *self.arguments]
-        self.process = subprocess.Popen(
+        self.process = quick.Popen(
             command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         listening = threading.Event()
@@ -143,7 +143,7 @@ class Server:
     def run(self, *arguments: str) -> str:
         """What a command says that is run on the data folder and with the settings of this server."""
         command = [str(PARSHALL), *arguments]
-        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=True).stdout
+        return quick.run(command, env=self.environment(), capture_output=True, text=True, check=True).stdout
 
     def caller(self, token: str = "") -> "Caller":
         """A caller with that token, or with none."""
@@ -281,8 +281,7 @@ def serving(home: Path, *arguments: str, split: bool | None = None, **settings: 
 def upstream(port: int = 0) -> Iterator[str]:
     """The base URL of a scripted OpenAI-compatible server in a process of its own."""
     command = [sys.executable, str(ROOT / "tests" / "upstream.py"), "--port", str(port)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process = quick.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         found = re.search(r"http://\S+", process.stdout.readline())

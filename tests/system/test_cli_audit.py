@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import quick
 from tests.histories import FEW, PACKAGE, everything, tamper
 from tests.postgres import Engine
 
@@ -23,9 +24,7 @@ class Operator:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "parshall", *arguments]
-        return subprocess.run(
-            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False
-        )
+        return quick.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False)
 
     def found(self, *arguments: str) -> Any:
         return json.loads(self.run("audit", "--json", *arguments).stdout)

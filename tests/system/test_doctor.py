@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests import quick
 from tests.badproxy import ID, IDLE_SECONDS, Head, Wrong, bad_proxies
 from tests.front import addresses, one_address
 from tests.nginx import binary, nginx
@@ -244,7 +245,7 @@ def run(*arguments: str, password: str = "patient0-password") -> subprocess.Comp
     own = {name: value for name, value in os.environ.items() if not name.startswith("PARSHALL_")}
     command = [str(PARSHALL), "doctor", *arguments]
     environment = own | {"PARSHALL_PASSWORD": password}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return quick.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_command_logs_in_tells_writes_the_report_and_exits_by_what_it_found(

@@ -11,6 +11,8 @@ from tests.serving import Caller, Server, serving, stream_id_of, text_of, tokens
 
 from parshall.kernel.credits import MICRO
 
+pytestmark = pytest.mark.executed("a native library with threads of its own")
+
 QUESTION = "What is the capital of France? Answer in one short sentence."
 LONG = "Tell me a long story about a river that learns to measure itself."
 

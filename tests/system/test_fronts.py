@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 import warnings
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from tests import caddy, nginx
+from tests import caddy, nginx, quick
 from tests.front import SERVICES, addresses
 from tests.scripted import Script
 from tests.serving import PARSHALL, PATHS, Server, serving, upstream
@@ -143,7 +142,7 @@ def test_parshall_chat_knows_one_address_and_talks_to_three_services(name: str, 
     own = {name: value for name, value in os.environ.items() if not name.startswith("PARSHALL_")}
     own |= {"PARSHALL_PASSWORD": f"{user}-password", "SSL_CERT_FILE": behind.ca_file}
     command = [str(PARSHALL), "chat", "--url", behind.url, "--username", user, "fake-n20"]
-    ran = subprocess.run(command, env=own, capture_output=True, text=True, timeout=60, check=False)
+    ran = quick.run(command, env=own, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stderr
     assert Script(n=20).text().strip() in ran.stdout
 

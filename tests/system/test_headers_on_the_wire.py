@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests import quick
 from tests.badproxy import Head, Wrong, bad_proxies
 from tests.har import check_har
 from tests.hostile import Line
@@ -300,7 +301,7 @@ def serving_alone(service: str, home: Path, **settings: str) -> Iterator[str]:
     """`parshall serve` of one service; its URL."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PARSHALL_")}
     own = {f"PARSHALL_{name}": value for name, value in settings.items()}
-    process = subprocess.Popen(
+    process = quick.Popen(
         [str(PARSHALL), "serve", service, "--port", "0"],
         env=kept | own | {"PARSHALL_HOME_DIR": str(home), "PARSHALL_ADMIN_PASSWORD": ADMIN_PASSWORD},
         stdout=subprocess.PIPE,

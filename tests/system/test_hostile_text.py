@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from urllib.parse import quote
 
 import httpx2
 import pytest
+from tests import quick
 from tests.hostile import Deployment, Operation, deployed
 from tests.naughty import FORGED, NAUGHTY
 from tests.serving import ADMIN_PASSWORD, PARSHALL, Server
@@ -122,7 +122,7 @@ def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzz]:
 
 def added_service(server: Server) -> str:
     command = [str(PARSHALL), "services", "add", "tester"]
-    told = subprocess.run(command, env=server.environment(), capture_output=True, text=True, check=True).stdout
+    told = quick.run(command, env=server.environment(), capture_output=True, text=True, check=True).stdout
     found = re.search(r"[A-Za-z0-9_-]{43}", told)
     assert found, told
     return found[0]

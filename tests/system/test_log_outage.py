@@ -1,12 +1,12 @@
 """A real Valkey killed with -9 under a serving process: readers are told to come back, answers are kept and settled."""
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests import quick
 from tests.ledgers import check_ledger
 from tests.scripted import Script
 from tests.serving import Caller, Server, serving, text_of, tokens_of, upstream
@@ -238,7 +238,7 @@ def test_the_engines_password_is_shown_nowhere(scripted: str, tmp_path: Path) ->
             assert text_of(caller.ask(caller.session(), "fake-n3")) == Script(n=3).text()
             engine.kill()
             caller.http.get("/health")
-            shown = subprocess.run(
+            shown = quick.run(
                 [str(Path(server.process.args[0])), "config", "--json"],  # type: ignore[union-attr, index]
                 env=server.environment(),
                 capture_output=True,

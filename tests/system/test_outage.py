@@ -1,7 +1,6 @@
 """PostgreSQL killed with -9 under a serving process: nothing acknowledged is lost, and it serves again by itself."""
 
 import itertools
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from sqlalchemy import create_engine, text
-from tests import postgres
+from tests import postgres, quick
 from tests.ledgers import check_ledger
 from tests.serving import PARSHALL, Caller, Server, serving, upstream
 
@@ -106,7 +105,7 @@ class Load:
 def under_load(server: Server) -> Iterator[Load]:
     admin = server.user()
     command = [PARSHALL, "services", "add", "biller", "--scope", "accounting:settle"]
-    secret = subprocess.run(command, env=server.environment(), capture_output=True, text=True, check=True).stdout
+    secret = quick.run(command, env=server.environment(), capture_output=True, text=True, check=True).stdout
     form = {"grant_type": "client_credentials", "client_id": "biller", "client_secret": secret.strip()}
     token = admin.http.post(server.at("/api/auth/token"), data=form).json()["access_token"]
     load = Load(server=server, admin=f"Bearer {admin.token}", service=f"Bearer {token}")

@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import jsonschema_rs
 import pytest
+from tests import quick
 from tests.clients.programs import POSTMAN, node_folder
 from tests.serving import ADMIN_PASSWORD, PARSHALL, Server, serving, upstream
 from typer.testing import CliRunner
@@ -151,7 +152,7 @@ def ran(server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
 def secret(server: Server) -> str:
     """Of a service that may reserve and settle."""
     command = [str(PARSHALL), "services", "add", "tester"]
-    told = subprocess.run(command, env=server.environment(), capture_output=True, text=True, check=True).stdout
+    told = quick.run(command, env=server.environment(), capture_output=True, text=True, check=True).stdout
     return max(told.split(), key=len)
 
 

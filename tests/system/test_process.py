@@ -18,6 +18,8 @@ from tests.serving import ADMIN_PASSWORD, PARSHALL, Caller, Server, serving, tex
 
 from parshall.kernel.credits import MICRO
 
+pytestmark = pytest.mark.executed("how a process starts and ends is what it is about")
+
 LONG = "fake-n400-ms10"
 
 

@@ -15,6 +15,8 @@ from parshall.kernel.credits import parse_credits, wire
 from parshall.kernel.errors import ParshallError
 from parshall.kernel.sse import Event, parse
 
+pytestmark = pytest.mark.executed("what the README starts is what users start")
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -18,6 +18,8 @@ from tests.valkey import Valkey
 from parshall.kernel.ids import new_stream_id
 from parshall.kernel.sse import parse
 
+pytestmark = pytest.mark.executed("memory is measured")
+
 READER_BYTES_MAX = 100_000
 """Of memory, for each of hundreds that come back at once: its connection, its request and what waits to be sent."""
 

@@ -1,6 +1,5 @@
 """A running server whose signing key is rotated beside it: every request under way and after it is answered."""
 
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from tests import quick
 from tests.serving import PARSHALL, Server, serving, upstream
 
 CALLERS = 3
@@ -28,7 +28,7 @@ def published(server: Server) -> set[str]:
 
 def rotated(server: Server, *arguments: str) -> None:
     command = [str(PARSHALL), "signing-keys", "rotate", *arguments]
-    subprocess.run(command, env=server.environment(), check=True, capture_output=True)
+    quick.run(command, env=server.environment(), check=True, capture_output=True)
 
 
 def calling(server: Server, until: threading.Event, statuses: list[int], signed: set[str]) -> None:

@@ -14,6 +14,8 @@ from tests.serving import Caller, Server, serving, text_of, upstream
 
 from parshall.kernel.sse import EventParser
 
+pytestmark = pytest.mark.executed("memory is measured")
+
 STALL_SECONDS = 3
 BUFFER_BYTES = 65_536
 READER_BYTES_MAX = 3 * BUFFER_BYTES + 60_000

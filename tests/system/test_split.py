@@ -20,7 +20,7 @@ from tests.serving import PARSHALL, Caller, Server, serving, stream_id_of, text_
 
 from parshall.client import Client
 
-pytestmark = pytest.mark.apart
+pytestmark = [pytest.mark.apart, pytest.mark.executed("processes are what it is about")]
 
 SERVICES = ("auth", "accounting", "chat")
 SETTLING = ("initialize", "extend", "reprice", "finalize", "abort", "void")

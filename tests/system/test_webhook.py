@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import quick
 from tests.ledgers import check_ledger
 from tests.receiver import HANG, Receiver, Sent, receiving, verified
 from tests.serving import PARSHALL, Server, serving, upstream
@@ -34,7 +35,7 @@ def settings(receiver: Receiver, scripted: str, **more: str) -> dict[str, str]:
 
 
 def command(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return quick.run(
         [str(PARSHALL), "events", *arguments],
         env=server.environment(),
         capture_output=True,

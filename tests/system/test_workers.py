@@ -16,7 +16,10 @@ from tests.serving import Server, serving, stream_id_of, text_of, upstream
 from tests.system.test_process import begin, failing
 from tests.valkey import Valkey
 
-pytestmark = pytest.mark.one_process("--split and --workers do not go together")
+pytestmark = [
+    pytest.mark.one_process("--split and --workers do not go together"),
+    pytest.mark.executed("processes, their starts and their ends are what it is about"),
+]
 
 ID = "stream-1620847252-00000000000000b7"
 

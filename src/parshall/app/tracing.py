@@ -4,6 +4,7 @@ The packages of the extra `otel` are imported only then. An exporter that is awa
 wait in a bounded queue, what does not fit is dropped, and the end of the process waits for FLUSH_SECONDS_MAX at most.
 """
 
+import functools
 import os
 import re
 import secrets
@@ -28,8 +29,6 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
 PROTOCOL = "http/protobuf"
 HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 _HEADER = re.compile(r"\s*[\w!#$%&'*+.^`|~-]+\s*=[ !#-+\--:<-\[\]-~]*", re.ASCII)
-INSTANCE = uuid.uuid4().hex
-"""This process, in traces and metrics alike."""
 FLUSH_SECONDS_MAX = 2.0
 """What the end of the process may wait for spans that are still to be sent."""
 
@@ -75,7 +74,13 @@ def _provider(service: str) -> "TracerProvider":
 def told_of(service: str) -> dict[str, str]:
     """What an export tells of this process."""
     name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
-    return {"service.version": __version__, "service.instance.id": INSTANCE, **name}
+    return {"service.version": __version__, "service.instance.id": _instance(), **name}
+
+
+@functools.cache
+def _instance() -> str:
+    """This process, in traces and metrics alike."""
+    return uuid.uuid4().hex
 
 
 @contextmanager
