@@ -8,6 +8,7 @@ from playwright.sync_api import Browser, Page, Route, sync_playwright
 from tests.clients.programs import chromium, node_folder
 from tests.clients.proof import CUTS, Run, check_once, snippet
 from tests.clients.relay import relay
+from tests.front import one_address
 from tests.serving import Caller, Server, serving, text_of, upstream
 from tests.valkey import unused_port
 
@@ -41,11 +42,19 @@ def provider() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def server(provider: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that knows the origin of a page which is not its own: the same port under another name."""
-    port = unused_port()
-    options = {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": provider, "OPENAI_MODELS": "fake,*", "PORT": str(port)}
+    port = str(unused_port())
+    options = {"EMBEDDED_MODEL": "off", "OPENAI_BASE_URL": provider, "OPENAI_MODELS": "fake,*"}
+    options |= {"PORT": port, "CHAT_PORT": port}
     home = tmp_path_factory.mktemp("home")
     with serving(home, ALLOWED_ORIGINS=f"http://localhost:{port}", **options) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def url(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The one address at which a page logs in and reads."""
+    with one_address(server, tmp_path_factory.mktemp("front") / "nginx") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -138,15 +147,15 @@ READERS = pytest.mark.parametrize("read", [fetched, sourced, followed])
 
 
 @READERS
-def test_a_browser_ends_with_the_stored_text(read: Any, page: Page, run: Run, server: Server, provider: str) -> None:
-    assert read(page, run, server.url) == check_once(run, provider)
+def test_a_browser_ends_with_the_stored_text(read: Any, page: Page, run: Run, url: str, provider: str) -> None:
+    assert read(page, run, url) == check_once(run, provider)
 
 
 @READERS
 def test_a_browser_whose_connections_are_reset_ends_with_the_stored_text_charged_once(
-    read: Any, page: Page, run: Run, server: Server, provider: str
+    read: Any, page: Page, run: Run, url: str, provider: str
 ) -> None:
-    with relay(server.port, CUTS) as cutting:
+    with relay(url_port(url), CUTS) as cutting:
         came = read(page, run, cutting.url)
         assert not cutting.cuts, "every cut was met"
     assert came == check_once(run, provider)
@@ -154,8 +163,8 @@ def test_a_browser_whose_connections_are_reset_ends_with_the_stored_text_charged
 
 @READERS
 def test_a_browser_that_resumes_from_the_middle_ends_with_the_rest(
-    read: Any, page: Page, run: Run, server: Server, provider: str
+    read: Any, page: Page, run: Run, url: str, provider: str
 ) -> None:
     events = run.caller.ask(run.session, run.message, headers={"X-Streaming-Session-Id": run.stream})
-    assert read(page, run, server.url, after=30) == text_of(events[30:])
+    assert read(page, run, url, after=30) == text_of(events[30:])
     check_once(run, provider)

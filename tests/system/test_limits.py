@@ -78,18 +78,24 @@ def assert_refusal(answer: httpx2.Response) -> None:
     assert problem["requestId"] == answer.headers["X-Request-Id"]
 
 
+def elsewhere() -> httpx2.Client:
+    """Callers of another address than the services', which ask each other for tokens."""
+    return httpx2.Client(timeout=30, transport=httpx2.HTTPTransport(local_address="127.0.0.2"))
+
+
 def test_callers_without_a_token_are_counted_by_address_and_watchers_never(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
     with serving(tmp_path, **settings, ANONYMOUS_REQUESTS_PER_MINUTE="2") as server:
         url = server.services.get("auth", server.url)  # each service counts its own
-        answers = [httpx2.get(f"{url}/api/version") for _ in range(3)]
-        assert [answer.status_code for answer in answers] == [200, 200, 429]
-        login = httpx2.post(f"{url}/api/auth/login", json={"username": "admin", "password": ADMIN_PASSWORD})
-        assert login.status_code == 429
-        assert httpx2.get(f"{url}/health").status_code == 200
-        asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
-        assert httpx2.options(f"{url}/api/version", headers=asked).status_code == 204
+        with elsewhere() as http:
+            answers = [http.get(f"{url}/api/version") for _ in range(3)]
+            assert [answer.status_code for answer in answers] == [200, 200, 429]
+            login = http.post(f"{url}/api/auth/login", json={"username": "admin", "password": ADMIN_PASSWORD})
+            assert login.status_code == 429
+            assert http.get(f"{url}/health").status_code == 200
+            asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
+            assert http.options(f"{url}/api/version", headers=asked).status_code == 204
 
 
 def test_replicas_count_together_and_without_their_store_they_refuse_nobody(
@@ -97,10 +103,14 @@ def test_replicas_count_together_and_without_their_store_they_refuse_nobody(
 ) -> None:
     with Valkey.start(durable=False) as store:
         shared = settings | {"ANONYMOUS_REQUESTS_PER_MINUTE": str(ANONYMOUS), "LIMITS_URL": store.url}
-        with serving(tmp_path / "a", **shared) as one, serving(tmp_path / "b", **shared) as two:
+        with (
+            serving(tmp_path / "a", **shared) as one,
+            serving(tmp_path / "b", **shared) as two,
+            elsewhere() as http,
+        ):
 
             def look(number: int) -> int:
-                return httpx2.get(f"{(one, two)[number % 2].url}/api/version", timeout=30).status_code
+                return http.get(f"{(one, two)[number % 2].url}/api/version").status_code
 
             with ThreadPoolExecutor(8) as pool:
                 assert Counter(pool.map(look, range(2 * ANONYMOUS))) == {200: ANONYMOUS, 429: ANONYMOUS}
