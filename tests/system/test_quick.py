@@ -23,7 +23,7 @@ pytestmark = [
 Popen = Callable[..., "subprocess.Popen[str]"]
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 TOLD = """
-import atexit, json, os, random, signal, sys, threading
+import atexit, json, os, random, signal, subprocess, sys, threading
 import parshall.app.tracing
 atexit.register(print, "the end")
 kept = {name: signal.getsignal(number) for name, number in signal.Signals.__members__.items()}
@@ -31,7 +31,7 @@ print(json.dumps({
     "argv": sys.argv,
     "path": sys.path,
     "environment": dict(os.environ),
-    "libc": {name: os.popen("printenv " + name).read() for name in ("PARSHALL_A", "PARSHALL_GONE")},
+    "libc": {name: subprocess.getoutput("printenv " + name) for name in ("PARSHALL_A", "PARSHALL_GONE")},
     "folder": os.getcwd(),
     "group is the parent's": os.getpgrp() == os.getpgid(os.getppid()) and os.getsid(0) == os.getsid(os.getppid()),
     "parent": os.getppid(),
