@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from parshall.chat.ports import (
@@ -10,7 +11,9 @@ from parshall.chat.ports import (
     Finish,
     ModelCard,
     Prompt,
+    Provider,
     ProviderFailure,
+    Take,
     TextDelta,
     UsageReport,
 )
@@ -175,7 +178,7 @@ class ScriptedProvider:
         """One token a word, one a message."""
         return sum(1 + len(message.content.split()) for message in prompt.messages)
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Sequence[Delta], None]:
+    async def stream(self, prompt: Prompt, take: Take) -> None:
         """The script that the prompt names."""
         if self.closed:
             raise ProviderFailure("closed")
@@ -184,14 +187,16 @@ class ScriptedProvider:
         self.running += 1
         ended = False
         try:
-            async for deltas in self._play(script, prompt):
-                yield deltas
+            async with aclosing(self._play(script, prompt)) as played:
+                async for deltas in played:
+                    if (taken := take(deltas)) is not None:
+                        await taken
             ended = True
         finally:
             self.running -= 1
             self.hung_up += not ended
 
-    async def _play(self, script: Script, prompt: Prompt) -> AsyncIterator[Sequence[Delta]]:
+    async def _play(self, script: Script, prompt: Prompt) -> AsyncGenerator[Sequence[Delta], None]:
         if script.status != 200:
             raise _refusal(script.status, script.after)
         if sum(asked.messages[-1] == prompt.messages[-1] for asked in self.prompts) <= script.busy:
@@ -227,6 +232,28 @@ class ScriptedProvider:
         """End every answer at its next chunk."""
         self.closed = True
         self.gate.set()
+
+
+async def batches(provider: Provider, prompt: Prompt) -> AsyncGenerator[Sequence[Delta], None]:
+    """The answer, a batch at a time; the provider is held until the next is asked for, and stopped by `aclose`."""
+    taken: asyncio.Queue[tuple[Sequence[Delta], asyncio.Future[None]] | None] = asyncio.Queue()
+
+    def take(deltas: Sequence[Delta]) -> asyncio.Future[None]:
+        wanted = asyncio.get_running_loop().create_future()
+        taken.put_nowait((deltas, wanted))
+        return wanted
+
+    answering = asyncio.ensure_future(provider.stream(prompt, take))
+    answering.add_done_callback(lambda _: taken.put_nowait(None))
+    try:
+        while (batch := await taken.get()) is not None:
+            yield batch[0]
+            if not batch[1].done():
+                batch[1].set_result(None)
+        await answering
+    finally:
+        answering.cancel()
+        await asyncio.wait([answering])
 
 
 def _refusal(status: int, after: int | None) -> ProviderFailure:

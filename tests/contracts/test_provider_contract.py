@@ -28,7 +28,7 @@ from parshall.chat.providers import llama
 from parshall.chat.providers.embedded import MODEL_ID, SLOT_TOKENS, EmbeddedProvider
 from parshall.chat.providers.openai import OpenAIProvider
 from parshall.kernel.errors import StartupError
-from scripted import Script, ScriptedProvider
+from scripted import Script, ScriptedProvider, batches
 from upstream import KEY, Upstream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -118,7 +118,9 @@ def ask(model_id: str, text: str, *, limit: int = 40) -> Prompt:
 
 
 async def collect(provider: Provider, prompt: Prompt) -> list[Delta]:
-    return [delta async for deltas in provider.stream(prompt) for delta in deltas]
+    given: list[Delta] = []
+    await provider.stream(prompt, given.extend)
+    return given
 
 
 def text_of(deltas: list[Delta]) -> str:
@@ -162,7 +164,7 @@ async def test_finish_comes_last_and_once(subject: Subject) -> None:
 
 
 async def test_no_batch_of_deltas_is_empty(subject: Subject) -> None:
-    async for deltas in subject.provider.stream(ask(subject.model_id, "Hello!")):
+    async for deltas in batches(subject.provider, ask(subject.model_id, "Hello!")):
         assert len(deltas) > 0
 
 
@@ -188,7 +190,7 @@ async def test_an_answer_never_exceeds_its_limit_and_says_so(subject: Subject) -
 
 
 async def test_closing_early_stops_the_generation(subject: Subject) -> None:
-    answer = subject.provider.stream(ask(subject.model_id, subject.long_prompt, limit=500))
+    answer = batches(subject.provider, ask(subject.model_id, subject.long_prompt, limit=500))
     await anext(answer)
     assert not subject.is_idle()
     began = time.monotonic()
@@ -211,7 +213,7 @@ async def test_cancelling_the_reader_stops_the_generation(subject: Subject) -> N
 
 async def test_stopped_answers_leave_room_for_the_next(subject: Subject) -> None:
     for _ in range(4):
-        answer = subject.provider.stream(ask(subject.model_id, subject.long_prompt, limit=500))
+        answer = batches(subject.provider, ask(subject.model_id, subject.long_prompt, limit=500))
         await anext(answer)
         await answer.aclose()
     async with asyncio.timeout(10):
@@ -255,7 +257,7 @@ async def test_closing_the_provider_ends_its_answers_and_gives_no_more(
     name: str, make: dict[str, Callable[[], Awaitable[Provider]]]
 ) -> None:
     provider = await make[name]()
-    answer = provider.stream(ask("fake", "fake-n2000-ms5 Tell me a long story about a river.", limit=500))
+    answer = batches(provider, ask("fake", "fake-n2000-ms5 Tell me a long story about a river.", limit=500))
     await anext(answer)
     await provider.close()
     with pytest.raises(ProviderFailure):
@@ -338,14 +340,16 @@ async def test_missing_weights_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -
 
 
 EXIT_MID_GENERATION = """
-import asyncio
+import asyncio, sys
+sys.path.insert(0, {tests!r})
 from parshall.chat.ports import Prompt, PromptMessage
 from parshall.chat.providers.embedded import EmbeddedProvider
+from scripted import batches
 
 async def main():
     provider = await EmbeddedProvider.start()
     messages = (PromptMessage(role="user", content="Tell me a very long story."),)
-    answer = provider.stream(Prompt(model_id="smollm2-135m", messages=messages, output_tokens_max=1000))
+    answer = batches(provider, Prompt(model_id="smollm2-135m", messages=messages, output_tokens_max=1000))
     print(provider._engine._folder, len(await anext(answer)), flush=True)
     {ending}
 
@@ -358,7 +362,8 @@ asyncio.run(main())
     [("await provider.close()", 0), ("pass", 0), ("raise SystemExit(3)", 3), ("await answer.aclose()", 0)],
 )
 async def test_exiting_in_the_middle_of_a_generation_is_clean_and_quick(ending: str, code: int) -> None:
-    program = EXIT_MID_GENERATION.replace("{ending}", ending)
+    tests = repr(str(Path(__file__).parents[1]))
+    program = EXIT_MID_GENERATION.replace("{ending}", ending).replace("{tests!r}", tests)
     began = time.monotonic()
     done = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
@@ -403,7 +408,7 @@ async def test_each_failure_has_its_code_and_keeps_what_came_before(
     provider = _openai(upstream, first=0.4, idle=0.3)
     seen: list[Delta] = []
     with pytest.raises(ProviderFailure) as failed:
-        async for deltas in provider.stream(ask("fake", words)):
+        async for deltas in batches(provider, ask("fake", words)):
             seen += deltas
     await provider.close()
     assert (failed.value.reason, failed.value.retryable) == (code, retryable)
@@ -442,7 +447,7 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
 
 
 async def test_hanging_up_reaches_the_server(openai: OpenAIProvider, upstream: Upstream) -> None:
-    answer = openai.stream(ask("fake", "fake-n1000-ms5", limit=1000))
+    answer = batches(openai, ask("fake", "fake-n1000-ms5", limit=1000))
     await anext(answer)
     await answer.aclose()
     asked = upstream.requests[0]

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 from tests.contracts.streamlogs import NEVER, OTHER, STREAM, Time, drain, frames, take
 from tests.valkey import Valkey
 
-from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, LeaseLost, LogUnavailable, StreamLog
+from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, Lease, LeaseLost, LogUnavailable, StreamLog
 from parshall.chat.streams.address import Address
 from parshall.chat.streams.engine import Engine
 from parshall.chat.streams.local import LocalStreamLog
@@ -111,12 +111,16 @@ async def test_many_readers_see_the_same(log: StreamLog, time: Time) -> None:
         assert await reader == frames(number % 3 + 1, 39 - number % 3)
 
 
+async def append(log: StreamLog, lease: Lease, frames: Sequence[bytes], first_offset: int) -> None:
+    await log.append(lease, frames, first_offset=first_offset)
+
+
 async def test_no_event_is_shown_that_a_new_process_would_not_find(open_log: Open, time: Time) -> None:
     """S1, the hard way: whatever a tail hands out is kept at that moment."""
     log = await open_log()
     lease = await take(log, time=time)
     tail = await log.tail(STREAM, after=0, silence_seconds=5)
-    appends = [asyncio.create_task(log.append(lease, frames(n, 1), first_offset=n)) for n in range(1, 30)]
+    appends = [asyncio.create_task(append(log, lease, frames(n, 1), n)) for n in range(1, 30)]
     seen = 0
     while seen < 29:
         seen += len(await anext(tail))
@@ -265,8 +269,8 @@ async def test_a_refused_append_does_not_take_others_with_it(log: StreamLog, tim
     one, two = await take(log, time=time), await take(log, OTHER, time=time)
     await log.append(one, frames(1, 1), first_offset=1)
     answers = await asyncio.gather(
-        log.append(one, [b"again"], first_offset=1),
-        log.append(two, frames(1, 1), first_offset=1),
+        append(log, one, [b"again"], 1),
+        append(log, two, frames(1, 1), 1),
         return_exceptions=True,
     )
     assert isinstance(answers[0], LogUnavailable)
@@ -276,7 +280,7 @@ async def test_a_refused_append_does_not_take_others_with_it(log: StreamLog, tim
 
 async def test_a_cancelled_append_is_kept_or_not_but_never_half(log: StreamLog, time: Time) -> None:
     lease = await take(log, time=time)
-    appending = asyncio.create_task(log.append(lease, frames(1, 5), first_offset=1))
+    appending = asyncio.create_task(append(log, lease, frames(1, 5), 1))
     await asyncio.sleep(0)
     appending.cancel()
     await asyncio.gather(appending, return_exceptions=True)

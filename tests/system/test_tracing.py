@@ -14,7 +14,7 @@ from tests.serving import Caller, Server, serving, stream_id_of, text_of, upstre
 from tests.upstream import Upstream
 
 from parshall.app.tracing import tracing
-from parshall.chat.ports import Prompt, PromptMessage
+from parshall.chat.ports import Delta, Prompt, PromptMessage
 from parshall.chat.providers.openai import OpenAIProvider
 from parshall.kernel import trace
 from parshall.kernel.errors import StartupError
@@ -161,12 +161,13 @@ async def test_the_provider_is_told_of_the_trace_and_of_the_span_where_there_is_
     prompt = Prompt(model_id="fake", messages=(PromptMessage(role="user", content="fake-n1"),), output_tokens_max=5)
     async with Upstream() as provider:
         asked = OpenAIProvider(base_url=provider.base_url, api_key=None, models=("fake",))
+        taken: list[Delta] = []
         trace.begin(f"00-{'a' * 32}-{'b' * 16}-01")
-        assert [deltas async for deltas in asked.stream(prompt)]
+        await asked.stream(prompt, taken.extend)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
         with tracing("test"), trace.span("asked", "client"):
             place = trace.current()
-            assert [deltas async for deltas in asked.stream(prompt)]
+            await asked.stream(prompt, taken.extend)
         await asked.close()
         without, with_trace = [each.headers for each in provider.requests]
     assert place is not None

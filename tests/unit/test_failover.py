@@ -251,12 +251,8 @@ async def test_a_process_that_dies_while_handing_over_charges_nothing(
             dead.set()
             await asyncio.Event().wait()
 
-        def stream(prompt: Any) -> Any:
-            return real(prompt) if prompt.model_id != SPARE else die_in_stream()
-
-        async def die_in_stream() -> AsyncIterator[Any]:
-            await die()
-            yield []
+        async def stream(prompt: Any, take: Any) -> None:
+            await (real(prompt, take) if prompt.model_id != SPARE else die())
 
         async def append(lease: Any, frames: Any, *, first_offset: int) -> None:
             await (die() if first_offset == 3 else real(lease, frames, first_offset=first_offset))

@@ -26,10 +26,11 @@ def killed(folder: Path, into: Path) -> LocalStreamLog:
 def test_a_journal_that_was_cut_anywhere_gives_every_whole_record_before_the_cut(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     kept = Journal(path)
-    kept.write([(1, 1, [b"one", b"", b"three"]), (2, 7, [b"seven" * 50])])
+    kept.write(1, 1, [b"one", b"", b"three"])
+    kept.write(2, 7, [b"seven" * 50])
     kept.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        kept.write([(1, 4, [b"late"])])
+        kept.write(1, 4, [b"late"])
     whole, content = (
         [Record(1, 1, b"one"), Record(1, 2, b""), Record(1, 3, b"three"), Record(2, 7, b"seven" * 50)],
         path.read_bytes(),
@@ -42,7 +43,7 @@ def test_a_journal_that_was_cut_anywhere_gives_every_whole_record_before_the_cut
 
 def test_a_journal_that_was_damaged_anywhere_gives_nothing_from_there_on(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    Journal(path).write([(1, offset, [b"%d" % offset]) for offset in range(1, 5)])
+    Journal(path).write(1, 1, [b"%d" % offset for offset in range(1, 5)])
     content = path.read_bytes()
     for at in range(len(content)):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
@@ -53,7 +54,7 @@ def test_a_write_that_the_disk_refuses_half_way_leaves_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = Journal(tmp_path / "journal")
-    kept.write([(1, 1, [b"before"])])
+    kept.write(1, 1, [b"before"])
     write = os.write
 
     def full(file: int, content: bytes) -> int:
@@ -63,10 +64,10 @@ def test_a_write_that_the_disk_refuses_half_way_leaves_nothing_of_it(
 
     monkeypatch.setattr(journal.os, "write", full)
     with pytest.raises(OSError, match="No space"):
-        kept.write([(1, 2, [b"too much" * 10])])
+        kept.write(1, 2, [b"too much" * 10])
     monkeypatch.undo()
     assert list(Journal(tmp_path / "journal").records()) == [Record(1, 1, b"before")], "what a kill would leave"
-    kept.write([(1, 2, [b"after"])])
+    kept.write(1, 2, [b"after"])
     assert list(Journal(tmp_path / "journal").records())[1:] == [Record(1, 2, b"after")]
     assert list(kept.records()) == [Record(1, 1, b"before"), Record(1, 2, b"after")]
 
@@ -96,7 +97,8 @@ async def test_events_behind_a_gap_are_not_kept(tmp_path: Path) -> None:
     await take(log, time=Time())
     lease = await take(log, OTHER, time=Time())
     await log.append(lease, frames(1, 2), first_offset=1)
-    log._journal.write([(1, 3, frames(3, 1)), (99, 1, frames(1, 1))])
+    log._journal.write(1, 3, frames(3, 1))
+    log._journal.write(99, 1, frames(1, 1))
     found = killed(tmp_path, tmp_path.with_name(f"{tmp_path.name}-found"))
     assert (await found.read(STREAM, after=0, limit=9))[0] == []
     assert (await found.read(OTHER, after=0, limit=9))[0] == frames(1, 2)

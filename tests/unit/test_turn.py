@@ -413,7 +413,7 @@ async def test_an_extension_is_repeated_until_it_is_answered(faulty: tuple[Rig, 
 
 async def test_unpaid_tokens_are_never_logged(faulty: tuple[Rig, Faulty], monkeypatch: pytest.MonkeyPatch) -> None:
     turns, ledger = faulty
-    monkeypatch.setattr("parshall.chat.turn.EXTEND_SECONDS_MAX", 0.3)
+    monkeypatch.setattr("parshall.chat.credit.EXTEND_SECONDS_MAX", 0.3)
     ledger.down = {"extend"}
     events = await turns.read(await turns.ask(await turns.session(), "fake-n200"))
     assert events[-1].json()["code"] == "accounting_unavailable"

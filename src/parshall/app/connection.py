@@ -4,11 +4,12 @@ import asyncio
 import socket
 import struct
 from collections.abc import Collection
+from functools import partial
 from typing import Any, ClassVar, cast
 
 from parshall.app.arrival import BODY_SECONDS, HEAD_SECONDS, Arrival
 from parshall.kernel.headers import LOGGED_PATH
-from parshall.kernel.pushing import TAKES
+from parshall.kernel.pushing import PUSHES
 from parshall.kernel.recording import NAMES_AS_SENT
 from parshall.kernel.telemetry import log
 
@@ -56,7 +57,7 @@ class Connection(Arrival):
     def on_message_begin(self) -> None:
         """Another request: the rest of the answer before it is no longer the last thing to be sent."""
         super().on_message_begin()
-        self.scope["extensions"] = {TAKES: {"now": self._takes_more}}
+        self.scope["extensions"] = {PUSHES: {"push": partial(self._push, self.scope)}}
         if not self.flow.write_paused:
             self._forget()
 
@@ -66,8 +67,19 @@ class Connection(Arrival):
         if self.transport.get_write_buffer_size():
             self._watch()
 
-    def _takes_more(self) -> bool:
-        return not self.flow.write_paused
+    def _push(self, scope: object, piece: bytes) -> bool:
+        """Write a piece of the body of the answer to the request with that scope, as uvicorn's `send` does."""
+        cycle = self.cycle
+        if (
+            self.flow.write_paused
+            or cycle.scope is not scope  # the next request has arrived already
+            or cycle.disconnected
+            or cycle.response_complete
+            or not cycle.chunked_encoding
+        ):
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        return True
 
     def _watch(self) -> None:
         self._forget()

@@ -1,16 +1,15 @@
 """What follows a failure before the first token: the same model again after a pause, else the next one that is able."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from parshall.chat.catalog import Catalog, Choice
 from parshall.chat.counts import CRASHED, count_failure
 from parshall.chat.frames import model_frame
 from parshall.chat.meter import Meter
-from parshall.chat.model import Ask, Message, Stream
-from parshall.chat.ports import Delta, Lease, LeaseLost, Ledger, Prompt, Provider, ProviderFailure
+from parshall.chat.model import Ask, Message, Outcome, Stream
+from parshall.chat.ports import Lease, LeaseLost, Ledger, Prompt, Provider, ProviderFailure, Take
 from parshall.chat.prompt import compose_prompt
 from parshall.chat.records import Records
 from parshall.chat.writer import Writer
@@ -46,6 +45,15 @@ class Retries:
         return min(max(doubled * (0.5 + chance / 2), wanted * (1 + chance / 4)), self.pause_seconds_max)
 
 
+class Enough(Exception):
+    """Whoever takes an answer wants no more of it."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        """`outcome` is how the stream ends by that."""
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """Whom to ask for an answer, what, and what is paid for it. `provider_name` is that of the model's card."""
@@ -56,14 +64,16 @@ class Attempt:
     prompt: Prompt
     meter: Meter
 
-    @asynccontextmanager
-    async def asked(self) -> AsyncIterator[AsyncIterator[Sequence[Delta]]]:
-        """The answer as it comes; a provider that fails within the block is counted."""
+    async def ask(self, take: Take) -> Outcome:
+        """Give the answer to `take` until the provider or an Enough ends it; a provider that fails is counted."""
         told = {"gen_ai.provider.name": self.provider_name, "gen_ai.request.model": self.stream.model_id}
         try:
             with trace.span("provider", "client", stream=self.stream.id, attributes=told):
-                async with aclosing(self.provider.stream(self.prompt)) as deltas:
-                    yield deltas
+                try:
+                    await self.provider.stream(self.prompt, take)
+                except Enough as enough:
+                    return enough.outcome
+                return Outcome.COMPLETED
         except ProviderFailure as failure:
             count_failure(self.provider_name, failure.reason)
             raise

@@ -126,7 +126,7 @@ class StreamResponse(Response):
         watch = asyncio.create_task(_until_gone(receive, reader))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            push = push_of(scope, send)
+            push = push_of(scope)
             if push is not None and isinstance(reader, Reader):
                 reader.push_to(push)
             async for chunk in reader:

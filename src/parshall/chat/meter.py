@@ -34,7 +34,7 @@ class Meter:
     @property
     def runs_low(self) -> bool:
         """Whether half of the newest slice is used and more can be asked for."""
-        return not self.final and self.granted < self._max and self.used * 2 >= self.granted * 2 - self._slice
+        return self.used * 2 >= self.granted * 2 - self._slice and not self.final and self.granted < self._max
 
     @property
     def at_own_limit(self) -> bool:

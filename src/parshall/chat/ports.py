@@ -1,8 +1,10 @@
 """What a turn needs of the outside: a ledger, a provider and a stream log, each as narrow as its use."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+import msgspec
 
 from parshall.kernel.errors import Invalid, ParshallError
 from parshall.kernel.ids import StreamId, UserId
@@ -78,8 +80,7 @@ class Prompt:
     temperature: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
     """A piece of the answer and its tokens by this provider's count (zero where a token gave no text yet)."""
 
     text: str
@@ -87,21 +88,21 @@ class TextDelta:
     reasoning: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class UsageReport:
+class UsageReport(msgspec.Struct, frozen=True, gc=False):
     """The provider's own word on what was used so far; the last one counts."""
 
     usage: Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True, gc=False):
     """The provider ended of its own accord: `stop` or `length`."""
 
     reason: Literal["stop", "length"]
 
 
 Delta = TextDelta | UsageReport | Finish
+Take = Callable[[Sequence[Delta]], Awaitable[None] | None]
+"""Takes a part of an answer: at once, or by the end of what it returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,10 +171,12 @@ class Provider(Protocol):
         """Input tokens of the prompt: exact, or an upper bound that errs little. Raises PromptTooLong."""
         ...
 
-    def stream(self, prompt: Prompt) -> AsyncGenerator[Sequence[Delta], None]:
-        """The answer as it comes, all deltas of one read together. Raises ProviderFailure.
+    async def stream(self, prompt: Prompt, take: Take) -> None:
+        """Give the answer to `take` as it comes, all deltas of one read together, and return at its end.
 
-        An async generator: closing it stops the provider promptly, and nothing is generated afterwards.
+        What `take` returns is awaited before it is called again; what it raises ends the answer and is raised here.
+        That, or being cancelled, stops the provider promptly, and nothing is generated afterwards. Raises
+        ProviderFailure.
         """
         ...
 
@@ -239,6 +242,18 @@ class LogLost(LogUnavailable):
     default = "The stream log has lost this stream; read the answer in the chat session's history once it has ended."
 
 
+class _Kept:
+    """Awaitable, and done."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        """Wait for nothing."""
+        yield from ()
+
+
+KEPT = _Kept()
+"""What has nothing left to be waited for."""
+
+
 class Tail(Protocol):
     """One reader's place in a stream; iterate it. An empty batch says that the stream was silent for a while."""
 
@@ -287,11 +302,12 @@ class StreamLog(Protocol):
         """Which of these somebody, perhaps this process, holds an unexpired lease on. Raises LogUnavailable."""
         ...
 
-    async def append(self, lease: Lease, frames: Sequence[bytes], *, first_offset: int) -> None:
-        """Keep frames as the events `first_offset`, `first_offset` + 1, …; returns once readers can see them.
+    def append(self, lease: Lease, frames: Sequence[bytes], *, first_offset: int) -> Awaitable[None]:
+        """Keep frames as the events `first_offset`, `first_offset` + 1, …; done once readers can see them.
 
-        Raises LeaseLost for a stale epoch, LogUnavailable when the log cannot keep them: LogAway where the same append
-        may succeed later, LogLost where none will.
+        KEPT where they can at once. Raises, at once or where it is awaited, LeaseLost for a stale epoch and
+        LogUnavailable when the log cannot keep them: LogAway where the same append may succeed later, LogLost where
+        none will.
         """
         ...
 

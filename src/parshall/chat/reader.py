@@ -1,11 +1,12 @@
 """One reader of one stream: bytes ready to be sent, and word to the producer of who reads and how far."""
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from parshall.chat.peers import Attendance
 from parshall.chat.ports import LogUnavailable, Tail
+from parshall.kernel.pushing import Push
 from parshall.kernel.telemetry import log
 
 WRITE_BYTES_MAX = 65_536
@@ -13,9 +14,6 @@ WRITE_BYTES_MAX = 65_536
 
 PUSHED_MAX = 4
 """More events at once go out in pieces."""
-
-Push = Callable[[bytes], bool]
-"""Sends bytes at once; False where it cannot."""
 
 _logger = log("streams")
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,14 +10,14 @@ from parshall.chat.audience import Audience
 from parshall.chat.charge import Counted, charged
 from parshall.chat.conclude import Concluder
 from parshall.chat.counts import CRASHED, count_first_token
-from parshall.chat.failover import Attempt, Conversation, Failover, Retries
+from parshall.chat.credit import Credit
+from parshall.chat.failover import Attempt, Conversation, Enough, Failover, Retries
 from parshall.chat.frames import beginning, joined, text_frame
-from parshall.chat.meter import extension
 from parshall.chat.model import Ending, Outcome, Stream
 from parshall.chat.peers import Peers
 from parshall.chat.ports import (
+    KEPT,
     Delta,
-    Finish,
     Lease,
     LeaseLost,
     Ledger,
@@ -27,13 +27,13 @@ from parshall.chat.ports import (
     TextDelta,
     UsageReport,
 )
+from parshall.chat.transcript import Transcript
 from parshall.chat.writer import Writer
 from parshall.kernel.clock import Clock
-from parshall.kernel.errors import InsufficientCredits, ParshallError
 from parshall.kernel.metering import Usage
+from parshall.kernel.tasks import end
 from parshall.kernel.telemetry import log
 
-EXTEND_SECONDS_MAX = 5.0
 OPENING_EVENTS = 2
 """`session` and `model` come before the first chunk."""
 
@@ -65,22 +65,19 @@ class Producer:
         """Nothing runs before `run`; the opening events are already in the log."""
         self.lease = lease
         self._attempt = first
-        self._meter = first.meter
+        self._credit = Credit(first.meter, parts.ledger, first.stream.id, slice_tokens=parts.slice_tokens)
         self._conversation = conversation
         self._tried = {first.stream.model_id}
         self._parts = parts
         self._opening = OPENING_EVENTS
         self._writer = Writer(parts.stream_log, lease, next_offset=OPENING_EVENTS + 1)
-        self._texts: list[str] = []
-        self._totals: list[int] = []
+        self._transcript = Transcript()
         self._gathered: list[TextDelta] = []
-        self._reasoning_tokens = 0
-        self._text_bytes = 0
         self._reported: Usage | None = None
         self._finish_reason = "stop"
         self._stopped: Outcome | None = None
         self._failure: ProviderFailure | None = None
-        self._extension: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[None] | None = None
         needs_reader = first.stream.on_disconnect == "stop"
         self.audience = Audience(
             lambda: self.stop(Outcome.ABANDONED),
@@ -113,9 +110,9 @@ class Producer:
         finally:
             timer.cancel()
             await self.audience.close()
-            if self._extension is not None:
-                self._extension.cancel()
-                await asyncio.gather(self._extension, return_exceptions=True)
+            await self._credit.close()
+            if self._work is not None:
+                await end(self._work)
 
     def stop(self, outcome: Outcome) -> None:
         """Have the stream end with this outcome after the event that is being logged; the first caller decides."""
@@ -156,11 +153,12 @@ class Producer:
         asked = 0
         while True:
             asked += 1
+            if self._stopped is not None:
+                return self._stopped
             try:
-                async with self._attempt.asked() as deltas:
-                    return await self._follow(deltas)
+                return await self._wait_for(self._attempt.ask(self._take))
             except ProviderFailure as failure:
-                if self._totals or self._stopped is not None:
+                if self._transcript.totals or self._stopped is not None:
                     raise
                 self._reported, self._finish_reason = None, "stop"
                 pause = self._parts.retries.pause(failure, asked=asked, chance=random.random())  # noqa: S311 - spreads load
@@ -179,7 +177,7 @@ class Producer:
         )
         if attempt is None:
             return False
-        self._attempt, self._meter = attempt, attempt.meter
+        self._attempt, self._credit.meter = attempt, attempt.meter
         self._opening += 1
         return True
 
@@ -191,120 +189,123 @@ class Producer:
         finally:
             self._waiting = False
 
-    async def _follow(self, deltas: AsyncIterator[Sequence[Delta]]) -> Outcome:
-        """Log batch after batch until the provider ends, the credits do, or somebody stops it."""
-        while self._stopped is None:
-            batch = await self._wait_for(anext(deltas, None))
-            if batch is None:
-                return Outcome.COMPLETED
-            cut = await self._take(batch)
-            if cut is not None:
-                return cut
-        return self._stopped
+    def _take(self, batch: Sequence[Delta]) -> Awaitable[None] | None:
+        """Meter and log one batch. Raises Enough when the stream must end here."""
+        if self._stopped is not None:
+            raise Enough(self._stopped)
+        for at, delta in enumerate(batch):
+            if not self._count(delta):
+                return self._undisturbed(self._take_dear(batch[at:]))
+        kept = self._log_gathered()
+        if kept is not KEPT:
+            return self._undisturbed(self._taken(kept))
+        self._look_ahead()
+        return None
 
-    async def _take(self, batch: Sequence[Delta]) -> Outcome | None:
-        """Meter and log one batch; an outcome when the stream must end here."""
-        for delta in batch:
-            match delta:
-                case TextDelta():
-                    if not self._meter.fits(delta.tokens) and not await self._afford(delta.tokens):
-                        self._take_beginning(delta)
-                        await self._log_gathered()
-                        return self._cut()
-                    self._meter.count(delta.tokens)
-                    self._gathered.append(delta)
-                case UsageReport():
-                    self._reported = delta.usage
-                case Finish():
-                    self._finish_reason = delta.reason
-        await self._log_gathered()
+    def _count(self, delta: Delta) -> bool:
+        """Count a delta; False where it is not paid for."""
+        if isinstance(delta, TextDelta):
+            meter = self._credit.meter
+            if not meter.fits(delta.tokens):
+                return False
+            meter.count(delta.tokens)
+            self._gathered.append(delta)
+        elif isinstance(delta, UsageReport):
+            self._reported = delta.usage
+        else:
+            self._finish_reason = delta.reason
+        return True
+
+    def _look_ahead(self) -> None:
+        """See that the stream can go on."""
         if self._writer.full:
             self._finish_reason = "length"
-            return Outcome.COMPLETED
-        if self._meter.runs_low and self._extension is None:
-            self._extension = asyncio.create_task(self._extend())
-        return None
+            raise Enough(Outcome.COMPLETED)
+        self._credit.look_ahead()
+
+    def _undisturbed(self, work: Coroutine[None, None, None]) -> Awaitable[None]:
+        """Work that `stop` lets come to its end."""
+        self._waiting = False
+        self._work = asyncio.create_task(self._done(work))
+        return self._work
+
+    async def _done(self, work: Coroutine[None, None, None]) -> None:
+        await work
+        if self._stopped is not None:
+            raise Enough(self._stopped)
+        self._waiting = True
+
+    async def _taken(self, kept: Awaitable[None]) -> None:
+        await kept
+        self._look_ahead()
+
+    async def _take_dear(self, batch: Sequence[Delta]) -> None:
+        """Take what is left of a batch, of which the first delta is to be paid for yet."""
+        for delta in batch:
+            while not self._count(delta):
+                assert isinstance(delta, TextDelta)
+                await self._log_gathered()
+                if not await self._credit.afford(delta.tokens, wanted=lambda: self._stopped is None):
+                    self._take_beginning(delta)
+                    await self._log_gathered()
+                    raise Enough(self._cut())
+        await self._taken(self._log_gathered())
 
     def _take_beginning(self, delta: TextDelta) -> None:
         """Of a delta that is not paid for whole, take what is: a provider may send an answer in one piece."""
-        left = self._meter.granted - self._meter.used
+        meter = self._credit.meter
+        left = meter.granted - meter.used
         if left and self._stopped is None and (part := beginning(delta, left)).text:
-            self._meter.count(left)
+            meter.count(left)
             self._gathered.append(part)
 
     def _cut(self) -> Outcome:
         if self._stopped is not None:
             return self._stopped
-        if self._failure is not None:
+        if self._credit.failure is not None:
+            self._failure = self._credit.failure
             return Outcome.PROVIDER_ERROR
-        if self._meter.at_own_limit:
+        if self._credit.meter.at_own_limit:
             self._finish_reason = "length"
             return Outcome.COMPLETED
         return Outcome.CREDIT_LIMIT
 
-    async def _log_gathered(self) -> None:
+    def _log_gathered(self) -> Awaitable[None]:
         """Append what was gathered as events: neighbours of one kind become one event."""
         if not self._gathered:
-            return
-        events = joined(self._gathered)
-        self._gathered.clear()
-        before = total = self._meter.used - sum([event.tokens for event in events])
+            return KEPT
+        events, self._gathered = joined(self._gathered), []
+        total, offset = self._credit.meter.used, self._writer.next_offset + len(events)
         frames: list[bytes] = []
-        totals: list[int] = []
-        for event in events:
-            total += event.tokens
-            totals.append(total)
-            frames.append(text_frame(event, self._writer.next_offset + len(frames), total))
+        for event in reversed(events):
+            offset -= 1
+            frames.append(text_frame(event, offset, total))
+            total -= event.tokens
+        frames.reverse()
+        before = total
         try:
-            await self._writer.write(frames)
+            kept = self._writer.write(frames)
         except LogUnavailable:
-            self._meter.used = before  # what the log will not hold is neither charged nor kept (S4)
+            self._credit.meter.used = before  # what the log will not hold is neither charged nor kept (S4)
             raise
-        if not self._totals:
-            count_first_token(self.stream, self._parts.concluder.label, at=self._parts.clock())
-        self._totals += totals
-        self._keep(events)
+        if kept is not KEPT:
+            return self._logged(kept, events, before)
+        self._note(events, before)
+        return KEPT
 
-    def _keep(self, events: Sequence[TextDelta]) -> None:
-        """Note what the log now holds, or will."""
-        for event in events:
-            text = event.text
-            self._text_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-            if event.reasoning:
-                self._reasoning_tokens += event.tokens
-            else:
-                self._texts.append(text)
-
-    # ── Credits ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _afford(self, tokens: int) -> bool:
-        """Wait until that many more tokens are paid for; False when they never will be."""
-        await self._log_gathered()
-        while not self._meter.fits(tokens) and not self._meter.final and self._stopped is None:
-            if self._extension is None:
-                missing = self._meter.used + tokens - self._meter.granted
-                self._extension = asyncio.create_task(self._extend(missing))
-            await self._extension
-        return self._meter.fits(tokens)
-
-    async def _extend(self, missing: int = 0) -> None:
-        """Reserve the next slice (RFC 8506's update interrogation), or `missing` tokens where those are more."""
-        step = self._meter.step = self._meter.step + 1
-        output_tokens = max(self._parts.slice_tokens, missing)
+    async def _logged(self, kept: Awaitable[None], events: Sequence[TextDelta], before: int) -> None:
         try:
-            async with asyncio.timeout(EXTEND_SECONDS_MAX):
-                self._meter.extend(await extension(self._parts.ledger, self.stream.id, step, output_tokens))
-        except InsufficientCredits:
-            self._meter.refuse()
-        except (TimeoutError, ParshallError) as error:
-            _logger.warning("extension_failed", stream=self.stream.id, reason=str(error) or type(error).__name__)
-            self._failure = ProviderFailure(
-                "Accounting cannot be reached, so no further output could be paid for; ask again shortly.",
-                code="accounting_unavailable",
-            )
-            self._meter.refuse()
-        finally:
-            self._extension = None
+            await kept
+        except LogUnavailable:
+            self._credit.meter.used = before
+            raise
+        self._note(events, before)
+
+    def _note(self, events: Sequence[TextDelta], before: int) -> None:
+        """Note what the log now holds, or will, behind so many tokens."""
+        if not self._transcript.totals:
+            count_first_token(self.stream, self._parts.concluder.label, at=self._parts.clock())
+        self._transcript.add(events, before)
 
     # ── Ending ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -313,7 +314,7 @@ class Producer:
         concluder = self._parts.concluder
         if self._parts.peers.shared:
             await self.audience.hear()
-        ended = await concluder.end(self.stream, self._ending(outcome), text="".join(self._texts), lease=self.lease)
+        ended = await concluder.end(self.stream, self._ending(outcome), text=self._transcript.text, lease=self.lease)
         if await self._writer.finish():
             await concluder.close(ended, self.lease, next_offset=self._writer.next_offset)
         else:
@@ -328,7 +329,7 @@ class Producer:
             finish_reason=self._finish_reason if outcome is Outcome.COMPLETED else outcome.value,
             usage=usage,
             usage_source=source,
-            delivered_tokens=self._delivered_tokens(),
+            delivered_tokens=self._transcript.tokens_of(self.audience.offset - self._opening),
             ended_at=self._parts.clock(),
             error_code=None if failure is None else failure.reason,
             error_message=None if failure is None else failure.detail,
@@ -338,12 +339,8 @@ class Producer:
     def _counted(self) -> Counted:
         return Counted(
             input_tokens=self.stream.input_tokens,
-            output_tokens=self._meter.used,
-            reasoning_tokens=self._reasoning_tokens,
-            text_bytes=self._text_bytes,
+            output_tokens=self._credit.meter.used,
+            reasoning_tokens=self._transcript.reasoning_tokens,
+            text_bytes=self._transcript.bytes,
             output_tokens_max=self._attempt.prompt.output_tokens_max,
         )
-
-    def _delivered_tokens(self) -> int:
-        index = min(self.audience.offset - self._opening, len(self._totals))
-        return self._totals[index - 1] if index > 0 else 0

@@ -5,9 +5,9 @@ its newest events wait here, within a bound, and are given to the log as soon as
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
-from parshall.chat.ports import Lease, LeaseLost, LogAway, LogLost, LogUnavailable, StreamLog
+from parshall.chat.ports import KEPT, Lease, LeaseLost, LogAway, LogLost, LogUnavailable, StreamLog
 from parshall.kernel.errors import ParshallError
 from parshall.kernel.telemetry import log
 
@@ -41,27 +41,35 @@ class Writer:
         bounds = self._log.bounds
         return 2 * self.next_offset > bounds.events_max or 2 * self._bytes > bounds.bytes_max
 
-    async def write(self, frames: Sequence[bytes]) -> None:
-        """Have the log keep the next frames, or keep them here while it is away.
+    def write(self, frames: Sequence[bytes]) -> Awaitable[None]:
+        """Have the log keep the next frames, or keep them here while it is away; KEPT where that is done at once.
 
-        Raises LeaseLost for a stale lease, LogUnavailable where the log refuses them or too many wait: then none of
-        them is kept.
+        Raises, at once or where it is awaited, LeaseLost for a stale lease, LogUnavailable where the log refuses them
+        or too many wait: then none of them is kept. Nothing else may be written before it is done.
         """
         if self._refusal is not None:
             raise self._refusal
-        if self._retry is None and not self._lost:
-            try:
-                await self._log.append(self._lease, frames, first_offset=self.next_offset)
-            except LogAway as error:
-                self._wait(frames)
-                self._retry = asyncio.create_task(self._until_back(), name=f"{self._lease.stream_id}-log")
-                _logger.warning("log_waited_for", stream=self._lease.stream_id, reason=error.detail)
-            except LogLost:
-                self._lose()
-        else:
+        if self._retry is not None or self._lost:
             self._wait(frames)
+        elif (kept := self._log.append(self._lease, frames, first_offset=self.next_offset)) is not KEPT:
+            return self._written(kept, frames)
+        self._count(frames)
+        return KEPT
+
+    async def _written(self, kept: Awaitable[None], frames: Sequence[bytes]) -> None:
+        try:
+            await kept
+        except LogAway as error:
+            self._wait(frames)
+            self._retry = asyncio.create_task(self._until_back(), name=f"{self._lease.stream_id}-log")
+            _logger.warning("log_waited_for", stream=self._lease.stream_id, reason=error.detail)
+        except LogLost:
+            self._lose()
+        self._count(frames)
+
+    def _count(self, frames: Sequence[bytes]) -> None:
         self.next_offset += len(frames)
-        self._bytes += sum(map(len, frames))
+        self._bytes += len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
 
     async def finish(self) -> bool:
         """Wait until the log holds everything that was written, for a while; False if it does not. Raises LeaseLost."""

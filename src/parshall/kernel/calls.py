@@ -24,12 +24,15 @@ class Call:
 
     def answered(self, response: aiohttp.ClientResponse) -> None:
         """The response is there, at least its head."""
+        sent = [(str(name), value) for name, value in response.request_info.headers.items()]
+        self.has_come(response.status, _version(response), sent=sent, received=decoded(response.raw_headers))
+
+    def has_come(self, status: int, version: str, *, sent: Pairs, received: Pairs) -> None:
+        """A response with that status has come, over HTTP of that version, to a request with those fields."""
         with unharmed("call"):
-            sent = [(str(name), value) for name, value in response.request_info.headers.items()]
-            received = decoded(response.raw_headers)
-            self._asked["httpVersion"] = _version(response)
+            self._asked["httpVersion"] = version
             shown = [pair for pair in received if pair[0].lower() != hops.REPORT_HEADER.lower()]
-            self._keep(sent, self._reported(sent, received), {"status": response.status, **self._fields(shown)})
+            self._keep(sent, self._reported(sent, received), {"status": status, **self._fields(shown)})
 
     def lost(self, sent: Mapping[str, str], reason: str) -> None:
         """No response has come."""

@@ -16,6 +16,7 @@ from parshall.kernel.exchange import decoded
 from parshall.kernel.fingerprints import DEBUG_HEADER, Fingerprints
 from parshall.kernel.headers import LOGGED_PATH, STREAM_ID_HEADER
 from parshall.kernel.ids import stream_id_in
+from parshall.kernel.pushing import push_of, pushing
 from parshall.kernel.recording import Recording, Sink, current, unharmed
 from parshall.kernel.telemetry import log
 from parshall.kernel.tokens import API_KEY_PREFIX, TokenVerifier, presented_token
@@ -173,7 +174,7 @@ class HeaderTrace:
             return
         token = current.set(recording)
         try:
-            await self._app(scope, receive, _noting(recording, send))
+            await self._app(_noting_pushes(recording, scope), receive, _noting(recording, send))
         finally:
             current.reset(token)
             with unharmed("finish"):
@@ -187,6 +188,18 @@ def _noting(recording: Recording, send: Send) -> Send:
         await send(message)
 
     return note
+
+
+def _noting_pushes(recording: Recording, scope: Scope) -> Scope:
+    push = push_of(scope)
+    if push is None:
+        return scope
+
+    def note(piece: bytes) -> bool:
+        recording.body()
+        return push(piece)
+
+    return pushing(scope, note)
 
 
 def _note(recording: Recording, message: Message) -> None:

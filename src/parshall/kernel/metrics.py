@@ -64,9 +64,7 @@ first_token_seconds = _histogram(
     "first_token_seconds", "Seconds from a stream's record to its first token in the log.", "model", buckets=_SLOW
 )
 tokens = _counter("tokens", "Tokens of ended streams, as charged.", "model", "direction")
-log_append_seconds = _histogram(
-    "log_append_seconds", "Seconds from the first event of a batch to the batch kept in the stream log.", buckets=_LOG
-)
+log_append_seconds = _histogram("log_append_seconds", "Seconds until events are kept in the stream log.", buckets=_LOG)
 provider_errors = _counter("provider_errors", "Failures of model providers, repeated ones too.", "provider", "kind")
 stream_id_refusals = _counter("stream_id_refusals", "Refused streaming session ids.", "reason")
 settlements_pending = _gauge("settlements_pending", "Ended streams that accounting has not settled yet.")

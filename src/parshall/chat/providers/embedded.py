@@ -5,7 +5,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ from parshall.chat.ports import (
     Prompt,
     PromptTooLong,
     ProviderFailure,
+    Take,
     TextDelta,
     UsageReport,
 )
@@ -82,10 +83,11 @@ class EmbeddedProvider:
         """Input tokens, exactly. Raises PromptTooLong where no room is left for an answer."""
         return len(await self._tokens(prompt))
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Sequence[Delta], None]:
-        """The answer, waiting for a free slot first. Raises ProviderFailure, PromptTooLong.
+    async def stream(self, prompt: Prompt, take: Take) -> None:
+        """Give the answer to `take`, waiting for a free slot first. Raises ProviderFailure, PromptTooLong.
 
-        Closing it stops the model at its next step, within a token or BATCH_TOKENS of the prompt, and waits for that.
+        However it ends, the model stops at its next step, within a token or BATCH_TOKENS of the prompt, and that is
+        waited for.
         """
         assert prompt.output_tokens_max > 0
         tokens = await self._tokens(prompt)
@@ -95,8 +97,8 @@ class EmbeddedProvider:
         try:
             while events := await generation.take():
                 deltas = [delta for event in events for delta in answer.read(event)]
-                if deltas:
-                    yield deltas
+                if deltas and (taken := take(deltas)) is not None:
+                    await taken
             if not answer.finished:
                 raise ProviderFailure("The embedded model was stopped; try again shortly.", code="provider_cut")
         finally:

@@ -2,21 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeGuard
 
-import aiohttp
 import msgspec
 import yarl
 
-from parshall.chat.ports import Delta, ModelCard, Prompt, ProviderFailure
+from parshall.chat.ports import ModelCard, Prompt, ProviderFailure, Take
 from parshall.chat.providers.counting import clean, count_prompt
+from parshall.chat.providers.http1 import Client
 from parshall.chat.providers.openai_stream import Answer, garbage
 from parshall.chat.providers.patience import Patience
 from parshall.chat.providers.refusal import refusal
+from parshall.chat.providers.reply import Lost, Malformed, Reply, Silent
 from parshall.kernel import trace
 from parshall.kernel.calls import Call
 from parshall.kernel.errors import StartupError
+from parshall.kernel.exchange import decoded
 from parshall.kernel.recording import current
 
 ANY_MODEL = "*"
@@ -35,8 +37,7 @@ MODEL_ID_CHARS_MAX = 200
 BODY_BYTES_MAX = 1024 * 1024
 ERROR_BYTES_MAX = 4096
 
-_LOST = (aiohttp.ClientError, OSError, RuntimeError)
-"""What a broken connection raises: TimeoutError is an OSError, and aiohttp reads a closed one with a RuntimeError."""
+_JSON = (b"Content-Type", b"application/json")
 
 
 class OpenAIProvider:
@@ -60,13 +61,20 @@ class OpenAIProvider:
         """
         self._base = _checked_url(base_url)
         self._key = _checked_key(api_key)
+        self._path = self._base.raw_path.rstrip("/")
+        self._client = Client(self._base, connect_seconds=CONNECT_SECONDS, keepalive_seconds=KEEPALIVE_SECONDS)
+        self._fields = [
+            (b"User-Agent", b"parshall"),
+            (b"Accept-Encoding", b"identity"),  # compressed streams arrive late
+        ]
+        if self._key:
+            self._fields.append((b"Authorization", f"Bearer {self._key}".encode("ascii")))
         self._configured = tuple(model for model in models if model != ANY_MODEL)
         self._takes_any = ANY_MODEL in models
         self._first_token_seconds = first_token_seconds
         self._idle_seconds = idle_seconds
         self._context_tokens = context_tokens
         self._output_tokens_max = output_tokens_max
-        self._opened: aiohttp.ClientSession | None = None
         self._closed = False
         self._listed: list[ModelCard] = []
         self._listed_until = 0.0
@@ -91,94 +99,69 @@ class OpenAIProvider:
         """Input tokens by o200k_base and a little over; the server's own count replaces it in the end."""
         return count_prompt(prompt)
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Sequence[Delta], None]:
-        """The answer, all deltas of one read together. Raises ProviderFailure. Closing it closes the connection."""
+    async def stream(self, prompt: Prompt, take: Take) -> None:
+        """Give the answer to `take`, all deltas of one read together. Raises ProviderFailure."""
         deadline = asyncio.get_running_loop().time() + self._first_token_seconds
-        response = await self._ask(prompt, deadline)
-        answer, patience = Answer(), Patience(response, deadline)
+        reply = await self._ask(prompt, deadline)
+        reading = _Reading(reply, take, deadline, idle_seconds=self._idle_seconds)
         try:
-            while not answer.done:
-                chunk = await self._read(response, answer, patience)
-                if not chunk:
-                    break
-                deltas = answer.read(chunk)
-                if deltas:
-                    yield deltas
-                answer.check()
-            yield answer.end()
-            await _drain(response)
+            await reading.to_end()
+            await reply.finish(DRAIN_SECONDS)
         finally:
-            patience.close()
-            response.close()
+            reading.close()
+            reply.close()
 
     async def close(self) -> None:
         """Close every connection; running streams end with a failure."""
         self._closed = True
-        if self._opened is not None:
-            await self._opened.close()
+        await self._client.close()
 
     # ── Asking ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _session(self) -> aiohttp.ClientSession:
-        """The one session, made on first use: it belongs to the running loop."""
-        if self._closed:
-            raise ProviderFailure("The model provider was shut down; try again shortly.")
-        if self._opened is None:
-            headers = {"Accept-Encoding": "identity"}  # compressed streams arrive late
-            if self._key:
-                headers["Authorization"] = f"Bearer {self._key}"
-            self._opened = aiohttp.ClientSession(
-                headers=headers,
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._opened
-
-    async def _ask(self, prompt: Prompt, deadline: float) -> aiohttp.ClientResponse:
+    async def _ask(self, prompt: Prompt, deadline: float) -> Reply:
         """The response, its status and type checked, ready to be read."""
-        response = await self._post(prompt, deadline)
-        if response.status == 200 and response.content_type not in ("application/json", "text/html"):
-            return response
+        reply = await self._post(prompt, deadline)
+        kind = (reply.header("content-type") or "").partition(";")[0].strip().lower()
+        encoding = (reply.header("content-encoding") or "identity").strip().lower()
+        if reply.status == 200 and kind not in ("application/json", "text/html") and encoding == "identity":
+            return reply
         try:
             async with asyncio.timeout_at(deadline):
-                body = await _body(response, ERROR_BYTES_MAX)
-        except _LOST:
+                body = await reply.read(ERROR_BYTES_MAX)
+        except (Lost, TimeoutError):
             body = b""
         finally:
-            response.close()
-        if response.status == 200:
-            raise garbage(f"answered with {response.content_type} instead of an event stream")
-        if self._limit_name_is_old(prompt, response.status, body):
+            reply.close()
+        if reply.status == 200:
+            raise garbage(f"answered with {kind}, {encoding}, instead of a plain event stream")
+        if self._limit_name_is_old(prompt, reply.status, body):
             self._new_limit_name.add(prompt.model_id)
             return await self._ask(prompt, deadline)
-        raise refusal(response.status, body, retry_after=response.headers.get("Retry-After"), key=self._key)
+        raise refusal(reply.status, body, retry_after=reply.header("retry-after"), key=self._key)
 
-    async def _post(self, prompt: Prompt, deadline: float) -> aiohttp.ClientResponse:
-        session, url = self._session(), f"{self._base}/chat/completions"
+    async def _post(self, prompt: Prompt, deadline: float) -> Reply:
+        if self._closed:
+            raise _closed()
+        fields = [*self._fields, (trace.TRACEPARENT_HEADER.encode(), trace.traceparent().encode())]
         recording = current.get()
-        call = None if recording is None else Call(recording, to="openai", method="POST", url=url, kind="provider")
+        call = None
+        if recording is not None:
+            url = f"{self._base}/chat/completions"
+            call = Call(recording, to="openai", method="POST", url=url, kind="provider")
         try:
             async with asyncio.timeout_at(deadline):
-                response = await session.post(
-                    url,
-                    data=self._request(prompt),
-                    headers={
-                        "Content-Type": "application/json",
-                        "Accept": "text/event-stream",
-                        trace.TRACEPARENT_HEADER: trace.traceparent(),
-                    },
-                    allow_redirects=False,
+                reply = await self._client.ask(
+                    "POST", f"{self._path}/chat/completions", [*fields, _JSON], self._request(prompt)
                 )
+        except (Lost, OSError, RuntimeError) as error:
             if call is not None:
-                call.answered(response)
-            return response
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            if call is not None:
-                call.lost(session.headers, type(error).__name__)
-            if isinstance(error, aiohttp.ClientError) and not isinstance(error, aiohttp.ClientConnectionError):
+                call.lost(dict(decoded(fields)), type(error).__name__)
+            if isinstance(error, Malformed):
                 raise garbage("does not speak HTTP as it should") from error
-            raise self._lost(error, answering=False) from error
+            raise _lost(silent=isinstance(error, TimeoutError), answering=False) from error
+        if call is not None:
+            call.has_come(reply.status, reply.version, sent=decoded(fields), received=decoded(reply.headers))
+        return reply
 
     def _request(self, prompt: Prompt) -> bytes:
         limit = "max_completion_tokens" if prompt.model_id in self._new_limit_name else "max_tokens"
@@ -196,29 +179,6 @@ class OpenAIProvider:
     def _limit_name_is_old(self, prompt: Prompt, status: int, body: bytes) -> bool:
         """Whether the server refused `max_tokens` by name, as OpenAI does for newer models; nothing was generated."""
         return status == 400 and b"max_completion_tokens" in body and prompt.model_id not in self._new_limit_name
-
-    async def _read(self, response: aiohttp.ClientResponse, answer: Answer, patience: Patience) -> bytes:
-        """The next bytes; none at the end, or where all that matters has been read. Raises ProviderFailure."""
-        if answer.finished:
-            patience.again(TRAILER_SECONDS)
-        elif answer.begun:
-            patience.again(self._idle_seconds)
-        try:
-            return await response.content.readany()
-        except _LOST as error:
-            if answer.finished:
-                return b""
-            raise self._lost(error, answering=True) from error
-
-    def _lost(self, error: Exception, *, answering: bool) -> ProviderFailure:
-        if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-            return ProviderFailure("The model provider took too long; try again shortly.", code="provider_timeout")
-        if answering:
-            return ProviderFailure(
-                "The connection to the model provider broke in the middle of the answer; try again.",
-                code="provider_cut",
-            )
-        return ProviderFailure("The model provider cannot be reached; try again shortly.", code="provider_unreachable")
 
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -243,14 +203,16 @@ class OpenAIProvider:
 
     async def _ask_models(self) -> list[ModelCard]:
         try:
-            async with (
-                asyncio.timeout(MODELS_TIMEOUT_SECONDS),
-                self._session().get(f"{self._base}/models", allow_redirects=False) as response,
-            ):
-                body = await _body(response, BODY_BYTES_MAX)
-                listed = msgspec.json.decode(body)["data"] if response.status == 200 else []
+            async with asyncio.timeout(MODELS_TIMEOUT_SECONDS):
+                reply = await self._client.ask("GET", f"{self._path}/models", self._fields)
+                try:
+                    body = await reply.read(BODY_BYTES_MAX)
+                    await reply.finish(DRAIN_SECONDS)
+                finally:
+                    reply.close()
+            listed = msgspec.json.decode(body)["data"] if reply.status == 200 else []
             return [self._card(id, context) for id, context in _listed_models(listed)]
-        except (*_LOST, ValueError, KeyError, TypeError, AttributeError, ProviderFailure):
+        except (Lost, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             return []
 
 
@@ -268,26 +230,76 @@ def _is_model_id(name: Any) -> TypeGuard[str]:
     return isinstance(name, str) and 0 < len(name) <= MODEL_ID_CHARS_MAX and name.isprintable()
 
 
-async def _body(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """At most `limit` bytes of the body."""
-    body = b""
-    while len(body) < limit:
-        chunk = await response.content.read(limit - len(body))
-        if not chunk:
-            break
-        body += chunk
-    return body
+class _Reading:
+    """An answer on its way from the connection to who takes it."""
+
+    def __init__(self, reply: Reply, take: Take, deadline: float, *, idle_seconds: float) -> None:
+        """It must have begun by `deadline`, and end by `close`."""
+        self._reply = reply
+        self._take = take
+        self._idle_seconds = idle_seconds
+        self._answer = Answer()
+        self._patience = Patience(lambda: reply.lose(Silent()), deadline)
+
+    async def to_end(self) -> None:
+        """Give all of the answer away. Raises ProviderFailure."""
+        try:
+            await self._reply.each(self._read)
+        except _Whole:
+            pass
+        except Lost as lost:
+            if not self._answer.finished:
+                raise _lost(silent=isinstance(lost, Silent), answering=True) from lost
+        self._patience.rests = True
+        if (taken := self._take(self._answer.end())) is not None:
+            await taken
+
+    def close(self) -> None:
+        """Wait for the provider no longer."""
+        self._patience.close()
+
+    def _read(self, piece: bytes) -> Awaitable[None] | None:
+        deltas = self._answer.read(piece)
+        taken = self._take(deltas) if deltas else None
+        if taken is not None:
+            self._patience.rests = True
+            return self._taken(taken)
+        self._go_on()
+        return None
+
+    async def _taken(self, taken: Awaitable[None]) -> None:
+        await taken
+        self._patience.rests = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        answer = self._answer
+        answer.check()
+        if answer.done:
+            raise _Whole
+        if answer.finished:
+            self._patience.again(TRAILER_SECONDS)
+        elif answer.begun:
+            self._patience.again(self._idle_seconds)
 
 
-async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Give the connection back if its body ends now; otherwise it is closed."""
-    try:
-        async with asyncio.timeout(DRAIN_SECONDS):
-            while await response.content.readany():
-                pass
-    except _LOST:
-        return
-    response.release()
+class _Whole(Exception):
+    """All that matters of an answer has been read."""
+
+
+def _lost(*, silent: bool, answering: bool) -> ProviderFailure:
+    if silent:
+        return ProviderFailure("The model provider took too long; try again shortly.", code="provider_timeout")
+    if answering:
+        return ProviderFailure(
+            "The connection to the model provider broke in the middle of the answer; try again.",
+            code="provider_cut",
+        )
+    return ProviderFailure("The model provider cannot be reached; try again shortly.", code="provider_unreachable")
+
+
+def _closed() -> ProviderFailure:
+    return ProviderFailure("The model provider was shut down; try again shortly.")
 
 
 def _checked_url(base_url: str) -> yarl.URL:

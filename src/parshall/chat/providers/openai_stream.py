@@ -57,8 +57,11 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The payloads that `chunk` completes. Raises ProviderFailure on an event over EVENT_BYTES_MAX."""
-        if chunk.endswith(b"\n\n") and not self._rest and not self._data:
-            events = chunk[:-2].split(b"\n\n")  # as a rule a read holds whole events of one line each
+        if chunk.endswith(b"\n\n") and not self._rest and not self._data:  # as a rule a read holds whole events
+            if chunk.startswith(b"data:") and chunk.find(b"\n") == len(chunk) - 2 and b"\r" not in chunk:
+                self._limit(len(chunk))
+                return [chunk[5:-2]]
+            events = chunk[:-2].split(b"\n\n")
             if all(event.startswith(b"data:") and b"\n" not in event and b"\r" not in event for event in events):
                 self._limit(max(map(len, events)))
                 return [event[5:] for event in events]
@@ -146,7 +149,7 @@ class Answer:
     def _take(self, payload: bytes, deltas: list[Delta]) -> None:
         if self.done:
             return
-        if payload.strip() == b"[DONE]":
+        if payload.endswith(b"]") and payload.strip() == b"[DONE]":
             self.done = True
             return
         chunk = _decode(payload)

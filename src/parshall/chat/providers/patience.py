@@ -1,16 +1,19 @@
 """How long a provider's silence is borne, by one timer an answer: a timer a read would cost more than the read."""
 
 import asyncio
+from collections.abc import Callable
 
-import aiohttp
+LOOK_AGAIN_SECONDS = 1.0
 
 
 class Patience:
-    """Has the reads of a response end with TimeoutError once a deadline has passed, which may be moved."""
+    """Calls `lost` once a deadline has passed, which may be moved."""
 
-    def __init__(self, response: aiohttp.ClientResponse, deadline: float) -> None:
+    def __init__(self, lost: Callable[[], None], deadline: float) -> None:
         """`deadline` is an instant of the running loop's clock. End it with `close`."""
-        self._response = response
+        self.rests = False
+        """Whether it is not the provider that is waited for."""
+        self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline
         self._timer = self._loop.call_at(deadline, self._look)
@@ -28,7 +31,10 @@ class Patience:
 
     def _look(self) -> None:
         """Armed anew only here: a deadline that was moved is looked at when the timer of the last one fires."""
-        if self._loop.time() < self._deadline:
+        now = self._loop.time()
+        if self.rests:
+            self._timer = self._loop.call_at(now + LOOK_AGAIN_SECONDS, self._look)
+        elif now < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._look)
         else:
-            self._response.content.set_exception(TimeoutError())
+            self._lost()

@@ -1,4 +1,4 @@
-"""The newest events of the local log in a file that only grows: one write for everything that a loop turn brings.
+"""The newest events of the local log in a file that only grows.
 
 What was written survives the death of the process, and costs a tenth of a commit. A record that a loss of power tore is
 found by its checksum, and nothing behind it counts.
@@ -7,10 +7,11 @@ found by its checksum, and nothing behind it counts.
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_PLACE = struct.Struct("<QQ")
 _HEAD = struct.Struct("<QQII")
 """Key of the stream, offset, length of the frame, and the checksum of all that."""
 
@@ -34,13 +35,12 @@ class Journal:
         """In bytes."""
         self._torn = False
 
-    def write(self, appends: Iterable[tuple[int, int, Sequence[bytes]]]) -> None:
-        """Keep all frames of all appends (key, first offset, frames), or none of them."""
-        pieces: list[bytes] = []
-        for key, first, frames in appends:
-            for offset, frame in enumerate(frames, first):
-                pieces += (_head(key, offset, frame), frame)
-        content = b"".join(pieces)
+    def write(self, key: int, first: int, frames: Sequence[bytes]) -> None:
+        """Keep all of a stream's frames from that offset on, or none of them."""
+        if len(frames) == 1:
+            content = _head(key, first, frames[0]) + frames[0]
+        else:
+            content = b"".join([_head(key, offset, frame) + frame for offset, frame in enumerate(frames, first)])
         if self._torn:
             os.ftruncate(self._file, self.size)  # else what follows would lie behind a record that is not whole
         self._torn = True
@@ -73,7 +73,7 @@ class Journal:
 
 
 def _head(key: int, offset: int, frame: bytes) -> bytes:
-    seed = zlib.crc32(key.to_bytes(8, "little") + offset.to_bytes(8, "little"))
+    seed = zlib.crc32(_PLACE.pack(key, offset))
     return _HEAD.pack(key, offset, len(frame), zlib.crc32(frame, seed))
 
 

@@ -1,4 +1,4 @@
-"""StreamLog in one process: a journal written on the event loop, once a loop turn, and SQLite behind it.
+"""StreamLog in one process: a journal written on the event loop, and SQLite behind it.
 
 Readers are woken once the journal has an event, where it survives a kill of the process. What the journal holds moves
 to SQLite together, one row for all that a stream has brought meanwhile: a commit for each event would cost ten times as
@@ -9,12 +9,12 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parshall.chat.ports import EVENTS_PER_READ_MAX, Bounds, Lease, LeaseLost, LogUnavailable
+from parshall.chat.ports import EVENTS_PER_READ_MAX, KEPT, Bounds, Lease, LeaseLost, LogUnavailable
 from parshall.chat.streams import pieces
 from parshall.chat.streams.journal import Journal
 from parshall.chat.streams.tail import FeedTail, Live
@@ -29,6 +29,8 @@ MOVE_SECONDS = 1.0
 """How long the journal may hold an event before it moves on."""
 MOVE_BYTES = 1 << 20
 """From this size on the journal moves at once."""
+APPENDS_PER_TIMED = 8
+"""One append in so many is timed: to note the time costs half as much as to write."""
 JOURNAL_BYTES_MAX = 16 << 20
 """How much it may hold, and memory with it, while SQLite cannot take it."""
 
@@ -60,14 +62,6 @@ class _Run:
     frames: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class _Append:
-    live: _Kept
-    frames: Sequence[bytes]
-    first_offset: int
-    kept: "asyncio.Future[None]"
-
-
 class LocalStreamLog:
     """The stream log of a single process; the file must belong to this process alone."""
 
@@ -77,11 +71,9 @@ class LocalStreamLog:
         self._path = path
         self._clock = clock
         self._live: dict[StreamId, _Kept] = {}
-        self._pending: list[_Append] = []
         self._unmoved: dict[StreamId, _Run] = {}
         self._moving: asyncio.TimerHandle | None = None
         self._stuck = False
-        self._pending_since = 0.0
         self._reading = threading.Lock()
         try:
             self._writer = pieces.connect(path)
@@ -101,7 +93,6 @@ class LocalStreamLog:
 
     async def acquire(self, stream_id: StreamId, *, owner: str, at: int, until: int) -> Lease | None:
         """Take the stream with the next epoch, unless it is closed or somebody's lease still runs."""
-        self._flush()
         row = self._execute(
             "INSERT INTO log_streams (id, epoch, owner, lease_until) VALUES (?, 1, ?, ?) "
             "ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1, owner = excluded.owner, "
@@ -114,7 +105,7 @@ class LocalStreamLog:
         last, size = (0, 0) if epoch == 1 else self._extent(key)
         lease = Lease(stream_id=stream_id, epoch=epoch, expires_at=until)
         previous = self._live.get(stream_id)
-        self._live[stream_id] = live = _Kept(key=key, lease=lease, last=last, expected=last + 1, size=size)
+        self._live[stream_id] = live = _Kept(key=key, lease=lease, last=last, size=size)
         if previous is not None:
             live.adopt(previous.tails)
         return lease
@@ -129,37 +120,40 @@ class LocalStreamLog:
     async def release(self, lease: Lease) -> None:
         """End the lease now; the stream stays open for whoever adopts it."""
         live = self._held(lease)
-        self._flush()
         self._execute("UPDATE log_streams SET lease_until = 0 WHERE key = ?", (live.key,))
 
     async def held(self, stream_ids: Sequence[StreamId], *, at: int) -> set[StreamId]:
         """Look each up."""
         return {each for each in stream_ids if self._execute(_HELD, (each, at)).fetchone() is not None}
 
-    async def append(self, lease: Lease, frames: Sequence[bytes], *, first_offset: int) -> None:
-        """Keep the frames with whatever else this loop turn brings, in one commit."""
+    def append(self, lease: Lease, frames: Sequence[bytes], *, first_offset: int) -> Awaitable[None]:
+        """Keep the frames, then let the readers see them: never the other way round. It is done at once."""
         live = self._held(lease)
-        if first_offset != live.expected:
-            raise LogUnavailable(f"The log expects event {live.expected} next; the producer has lost its place.")
-        size = live.size + sum(map(len, frames))
-        if live.expected + len(frames) - 1 > self.bounds.events_max or size > self.bounds.bytes_max:
+        if first_offset != live.last + 1:
+            raise LogUnavailable(f"The log expects event {live.last + 1} next; the producer has lost its place.")
+        size = live.size + (len(frames[0]) if len(frames) == 1 else sum(map(len, frames)))
+        if live.last + len(frames) > self.bounds.events_max or size > self.bounds.bytes_max:
             raise LogUnavailable("The log holds as much of this stream as it may.")
         if self._journal.size > JOURNAL_BYTES_MAX:
             raise LogUnavailable("The stream log cannot be written; free disk space or check the disk.")
-        live.expected += len(frames)
+        timed = first_offset % APPENDS_PER_TIMED == 1
+        began = time.perf_counter() if timed else 0.0
+        try:
+            self._journal.write(live.key, first_offset, frames)
+        except OSError as error:
+            raise LogUnavailable(f"The stream log could not be written ({error}).") from error
+        if timed:
+            metrics.log_append_seconds.observe(time.perf_counter() - began)
         live.size = size
-        loop = asyncio.get_running_loop()
-        kept: asyncio.Future[None] = loop.create_future()
-        if not self._pending:
-            self._pending_since = time.perf_counter()
-            loop.call_soon(self._flush)
-        self._pending.append(_Append(live, frames, first_offset, kept))
-        await kept
+        self._note(live, first_offset, frames)
+        live.publish(frames)
+        if self._moving is None or self._journal.size > MOVE_BYTES:
+            self._plan_move()
+        return KEPT
 
     async def close_stream(self, lease: Lease) -> None:
         """End the stream; its readers end once they have read all of it."""
         live = self._held(lease)
-        self._flush()
         self._execute("UPDATE log_streams SET closed_at = ?, lease_until = 0 WHERE key = ?", (self._clock(), live.key))
         live.closed = True
         del self._live[lease.stream_id]
@@ -167,7 +161,6 @@ class LocalStreamLog:
 
     async def read(self, stream_id: StreamId, *, after: int, limit: int) -> tuple[list[bytes], bool]:
         """Frames from the file, in a thread."""
-        self._flush()
         if stream_id in self._unmoved:
             self._move()
         return await asyncio.to_thread(self._read, stream_id, after, min(limit, EVENTS_PER_READ_MAX))
@@ -235,30 +228,12 @@ class LocalStreamLog:
                 f"The stream log could not be written ({error}); free disk space or check the disk."
             ) from error
 
-    def _flush(self) -> None:
-        """Keep everything appended in this loop turn, then let the readers see it: never the other way round."""
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, []
-        try:
-            self._journal.write((append.live.key, append.first_offset, append.frames) for append in pending)
-        except OSError as error:
-            self._refuse(pending, error)
-            return
-        metrics.log_append_seconds.observe(time.perf_counter() - self._pending_since)
-        for append in pending:
-            self._note(append)
-            append.live.publish(append.frames)
-            if not append.kept.done():
-                append.kept.set_result(None)
-        self._plan_move()
-
-    def _note(self, append: _Append) -> None:
-        run = self._unmoved.get(append.live.lease.stream_id)
+    def _note(self, live: _Kept, first_offset: int, frames: Sequence[bytes]) -> None:
+        run = self._unmoved.get(live.lease.stream_id)
         if run is None:
-            self._unmoved[append.live.lease.stream_id] = _Run(append.live.key, append.first_offset, list(append.frames))
+            self._unmoved[live.lease.stream_id] = _Run(live.key, first_offset, list(frames))
         else:
-            run.frames += append.frames
+            run.frames += frames
 
     def _plan_move(self) -> None:
         if self._journal.size > MOVE_BYTES and not self._stuck:
@@ -279,7 +254,6 @@ class LocalStreamLog:
 
     def _move(self) -> None:
         """Bring everything to SQLite, in one commit, and begin the journal anew. Raises LogUnavailable."""
-        self._flush()
         if self._unmoved:
             self._insert(self._unmoved.values())
             self._unmoved = {}
@@ -313,13 +287,6 @@ class LocalStreamLog:
                 run.frames.append(record.frame)
         self._insert(run for run in runs.values() if run.key)
         self._journal.clear()
-
-    def _refuse(self, pending: list[_Append], error: OSError) -> None:
-        for append in pending:
-            append.live.expected = append.live.last + 1
-            append.live.size -= sum(map(len, append.frames))
-            if not append.kept.done():
-                append.kept.set_exception(LogUnavailable(f"The stream log could not be written ({error})."))
 
     def _read(self, stream_id: StreamId, after: int, limit: int) -> tuple[list[bytes], bool]:
         with self._reading:

@@ -31,6 +31,8 @@ OFFSET_MAX = 1 << 53
 @dataclass(slots=True, kw_only=True)
 class _Held(Live):
     owner: str
+    expected: int
+    """The next offset to be appended; what was asked of the engine and is not answered yet counts."""
     begun: bool = False
 
     @property

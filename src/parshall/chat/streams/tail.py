@@ -81,10 +81,9 @@ class Feed:
 
 @dataclass(slots=True, kw_only=True)
 class Live(Feed):
-    """A stream that is produced here: `expected` is the next offset to be appended, `size` the bytes given so far."""
+    """A stream that is produced here: `size` is how many bytes the log was given of it."""
 
     lease: Lease
-    expected: int
     size: int = 0
 
 
@@ -101,6 +100,7 @@ class FeedTail:
         self._after = after
         self._silence = silence_seconds
         self._waiter: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_since = 0.0
         self._fell_silent = False
@@ -147,7 +147,7 @@ class FeedTail:
         if not frames or not self.push(frames):
             return False
         self._after += len(frames)
-        self._quiet_since = asyncio.get_running_loop().time()
+        self._quiet_since = self._loop.time()
         return True
 
     def cut(self, error: LogUnavailable) -> None:
@@ -191,11 +191,10 @@ class FeedTail:
         """
         if self._error is not None:
             return False
-        loop = asyncio.get_running_loop()
-        self._quiet_since = loop.time()
-        self._waiter = loop.create_future()
+        self._quiet_since = self._loop.time()
+        self._waiter = self._loop.create_future()
         if self._timer is None:
-            self._timer = loop.call_later(self._silence, self._tick)
+            self._timer = self._loop.call_later(self._silence, self._tick)
         self._fell_silent = False
         try:
             await self._waiter
@@ -204,11 +203,10 @@ class FeedTail:
         return self._fell_silent
 
     def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        rest = self._quiet_since + self._silence - loop.time()
+        rest = self._quiet_since + self._silence - self._loop.time()
         waiting = self._waiter is not None and not self._waiter.done()
         if rest > 0.001 or not waiting:
-            self._timer = loop.call_later(max(rest, 0.5), self._tick)
+            self._timer = self._loop.call_later(max(rest, 0.5), self._tick)
             return
         self._timer = None
         self._fell_silent = True
