@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any, TextIO, cast
 
+import msgspec
 import structlog
 
 from parshall.kernel import trace
@@ -19,7 +20,7 @@ def configure(*, level: str, json: bool | None, service: str | None = None) -> N
     Every line names `service`, where one is served alone.
     """
     plain = sys.stderr.isatty() if json is None else not json
-    render: Any = structlog.dev.ConsoleRenderer() if plain else structlog.processors.JSONRenderer()
+    render: Any = structlog.dev.ConsoleRenderer() if plain else structlog.processors.JSONRenderer(serializer=_json)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -42,6 +43,11 @@ def configure(*, level: str, json: bool | None, service: str | None = None) -> N
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+
+
+def _json(entry: object, **_: object) -> str:
+    """A line of the log; what JSON has no form for is told as Python would show it."""
+    return msgspec.json.encode(entry, enc_hook=repr).decode()
 
 
 class _StandardError:
