@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Boolean, Connection, bindparam, insert, select, type_coerce, update
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from tests.contracts.tally_service import WAIT_SECONDS, add, count_of, put, tallies, within
 
+from parshall.kernel.anytext import AnyText
 from parshall.kernel.bulk import Bulk, Row, query, run
 from parshall.kernel.clock import MINUTE, now
 from parshall.kernel.database import Database
 from parshall.kernel.errors import StartupError, Unavailable
+from parshall.kernel.fixed import Fixed
 from parshall.kernel.postgres import PostgresDatabase
 from parshall.kernel.sqlite import READERS_MAX, SqliteDatabase
 
@@ -307,3 +309,48 @@ async def test_a_database_of_a_newer_version_is_refused_in_one_sentence(reopen: 
     await reopen("newer").close()
     with pytest.raises(StartupError, match=r"records.*version"):
         reopen("older")
+
+
+# ── Statements that never change ────────────────────────────────────────────────────────────────────────────────────
+
+_PUT = Fixed(insert(tallies), "name", "count")
+_ADD = Fixed(
+    update(tallies).where(tallies.c.name == bindparam("which")).values(count=tallies.c.count + bindparam("more"))
+)
+_FIND = Fixed(
+    select(type_coerce(tallies.c.count, Boolean), type_coerce(tallies.c.name, AnyText), tallies.c.count)
+    .where(tallies.c.count >= bindparam("least"), tallies.c.count <= bindparam("most"), tallies.c.count != 7)
+    .order_by(tallies.c.count, tallies.c.name)
+)
+_LABEL = Fixed(select(type_coerce(bindparam("text", type_=AnyText), AnyText)))
+
+
+async def test_a_fixed_statement_does_what_the_same_one_does_in_the_usual_way(database: Database) -> None:
+    await database.write(lambda c: [_PUT.run(c, {"name": name, "count": at}) for at, name in enumerate("abc")])
+    assert await database.write(lambda c: _ADD.run(c, {"which": "c", "more": 40})) == 1
+    assert await database.write(lambda c: _ADD.run(c, {"which": "nobody", "more": 40})) == 0
+    counts = {name: await database.read(count_of(name)) for name in ("a", "b", "c", "hits")}
+    assert counts == {"a": 0, "b": 1, "c": 42, "hits": 0}
+    bounds = {"most": 50, "least": 1}
+    assert await database.read(lambda c: [tuple(row) for row in _FIND.rows(c, bounds)][-1][1:]) == ("c", 42)
+    assert await database.read(lambda c: _FIND.row(c, {"least": 5, "most": 6})) is None
+
+
+async def test_values_of_a_fixed_statement_are_kept_and_given_as_their_types_want_it(database: Database) -> None:
+    for text in ("plain", "a\0b", "\ufdd0", "\ufdd00\0"):
+        assert await database.read(lambda c, text=text: _LABEL.row(c, {"text": text})) == (text,)
+    truth = Fixed(select(type_coerce(bindparam("value", type_=Boolean), Boolean)))
+    for value in (True, False):
+        row = await database.read(lambda c, value=value: truth.row(c, {"value": value}))
+        assert row is not None and row[0] is value
+
+
+async def test_what_a_fixed_statement_breaks_is_told_as_always_and_undone(database: Database) -> None:
+    def work(connection: Connection) -> None:
+        _PUT.run(connection, {"name": "new", "count": 1})
+        _PUT.run(connection, {"name": "hits", "count": 1})
+
+    with pytest.raises(IntegrityError):
+        await database.write(work)
+    assert await database.read(count_of("hits")) == 0
+    assert await database.read(lambda c: _FIND.rows(c, {"least": 0, "most": 9})) == [(False, "hits", 0)]

@@ -1,9 +1,8 @@
 """Chat's tables and the statements on them; nothing here commits."""
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from typing import Any
 
@@ -12,7 +11,6 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
-    Dialect,
     ForeignKey,
     Integer,
     MetaData,
@@ -20,8 +18,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TypeDecorator,
-    Update,
     bindparam,
     delete,
     func,
@@ -34,35 +30,12 @@ from sqlalchemy import (
 )
 
 from parshall.chat.model import ChatSession, Ending, Message, Outcome, Stream
+from parshall.kernel.anytext import AnyText
+from parshall.kernel.fixed import Fixed
 from parshall.kernel.ids import SessionId, StreamId, UserId
 from parshall.kernel.metering import Settlement, Usage, UsageSource
 
 metadata = MetaData()
-
-_ESCAPE = "\ufdd0"
-"""A noncharacter, which no text means anything by."""
-
-
-class AnyText(TypeDecorator[str]):
-    """Text as a model writes it, which may hold a NUL: PostgreSQL keeps none, so there it is written as two others."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """What is kept."""
-        if value is None or dialect.name != "postgresql" or ("\0" not in value and _ESCAPE not in value):
-            return value
-        return value.replace(_ESCAPE, _ESCAPE * 2).replace("\0", f"{_ESCAPE}0")
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
-        """What was given."""
-        if value is None or dialect.name != "postgresql" or _ESCAPE not in value:
-            return value
-        return _ESCAPED.sub(lambda found: "\0" if found[1] == "0" else _ESCAPE, value)
-
-
-_ESCAPED = re.compile(f"{_ESCAPE}(.)", re.DOTALL)
 
 chat_sessions = Table(
     "chat_sessions",
@@ -109,27 +82,35 @@ streams = Table(
 )
 
 
+_OF_SESSION = tuple(each.name for each in fields(ChatSession))
+_OF_MESSAGE = tuple(each.name for each in fields(Message))
+
 # Built once: putting a statement together costs several times its execution.
 _ADD_SESSION = insert(chat_sessions)
-_SESSION = select(chat_sessions).where(
-    chat_sessions.c.id == bindparam("session"), chat_sessions.c.user_id == bindparam("user")
+_SESSION = Fixed(
+    select(*(chat_sessions.c[name] for name in _OF_SESSION)).where(
+        chat_sessions.c.id == bindparam("session"), chat_sessions.c.user_id == bindparam("user")
+    )
 )
 _HOLD = select(chat_sessions.c.id).where(chat_sessions.c.id == bindparam("session")).with_for_update()
-_ADD_MESSAGE = insert(messages)
+_ADD_MESSAGE = Fixed(insert(messages), *messages.c.keys())
 # A question and its answer may share an instant on a coarse clock; the role then keeps them in order.
-_MESSAGES = (
-    select(*(column for column in messages.c if column.name != "session_id"))
+_MESSAGES = Fixed(
+    select(*(messages.c[name] for name in _OF_MESSAGE))
     .where(messages.c.session_id == bindparam("session"))
     .order_by(messages.c.created_at, messages.c.role.desc(), messages.c.id)
 )
-_ADD_STREAM = insert(streams)
+_NEW = tuple(
+    column.name for column in streams.c if column.name not in ("ended_at", "ending", "settlement", "closed_at")
+)
+_ADD_STREAM = Fixed(insert(streams), *_NEW)
 _STREAM = select(streams).where(streams.c.id == bindparam("stream"))
-_OPEN = select(streams.c.id).where(streams.c.session_id == bindparam("session"), streams.c.ended_at.is_(None))
+_OPEN = Fixed(select(streams.c.id).where(streams.c.session_id == bindparam("session"), streams.c.ended_at.is_(None)))
 _IN_TURN = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("key"), 0)))
 _COUNT_OPEN = select(func.count().filter(streams.c.user_id == bindparam("user")), func.count()).where(
     streams.c.ended_at.is_(None)
 )
-_END = (
+_END = Fixed(
     update(streams)
     .where(
         streams.c.id == bindparam("stream"),
@@ -138,12 +119,12 @@ _END = (
     )
     .values(ended_at=bindparam("at"), ending=bindparam("end"))
 )
-_SETTLE = (
+_SETTLE = Fixed(
     update(streams)
     .where(streams.c.id == bindparam("stream"), streams.c.settlement.is_(None))
     .values(settlement=bindparam("answered"))
 )
-_CLOSE = update(streams).where(streams.c.id == bindparam("stream")).values(closed_at=bindparam("at"))
+_CLOSE = Fixed(update(streams).where(streams.c.id == bindparam("stream")).values(closed_at=bindparam("at")))
 
 
 # ── Chat sessions ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -156,8 +137,8 @@ def add_session(connection: Connection, session: ChatSession) -> None:
 
 def find_session(connection: Connection, session_id: SessionId, *, user_id: UserId) -> ChatSession | None:
     """The user's chat session of that id; None for somebody else's."""
-    row = connection.execute(_SESSION, {"session": session_id, "user": user_id}).one_or_none()
-    return None if row is None else ChatSession(**row._asdict())
+    row = _SESSION.row(connection, {"session": session_id, "user": user_id})
+    return None if row is None else ChatSession(**dict(zip(_OF_SESSION, row, strict=True)))
 
 
 def hold_session(connection: Connection, session_id: SessionId) -> None:
@@ -182,14 +163,14 @@ def list_sessions(
 def change_session(connection: Connection, session_id: SessionId, **values: object) -> None:
     """Set columns of a chat session."""
     bound = {f"new_{name}": value for name, value in values.items()}
-    connection.execute(_changing(tuple(values)), {"session": session_id, **bound})
+    _changing(tuple(values)).run(connection, {"session": session_id, **bound})
 
 
 @cache
-def _changing(columns: tuple[str, ...]) -> Update:
+def _changing(columns: tuple[str, ...]) -> Fixed:
     """Built once for each set of columns, of which there are few."""
     statement = update(chat_sessions).where(chat_sessions.c.id == bindparam("session"))
-    return statement.values({name: bindparam(f"new_{name}") for name in columns})
+    return Fixed(statement.values({name: bindparam(f"new_{name}") for name in columns}))
 
 
 def remove_session(connection: Connection, session_id: SessionId) -> None:
@@ -203,13 +184,13 @@ def remove_session(connection: Connection, session_id: SessionId) -> None:
 
 def add_message(connection: Connection, session_id: SessionId, message: Message) -> None:
     """Append a message to a chat session."""
-    connection.execute(_ADD_MESSAGE, {"session_id": session_id, **asdict(message)})
+    _ADD_MESSAGE.run(connection, {"session_id": session_id, **{name: getattr(message, name) for name in _OF_MESSAGE}})
 
 
 def list_messages(connection: Connection, session_id: SessionId) -> list[Message]:
     """The messages of a chat session, oldest first."""
-    rows = connection.execute(_MESSAGES, {"session": session_id})
-    return [Message(**row._asdict()) for row in rows]
+    rows = _MESSAGES.rows(connection, {"session": session_id})
+    return [Message(**dict(zip(_OF_MESSAGE, row, strict=True))) for row in rows]
 
 
 def answer_of(connection: Connection, stream_id: StreamId) -> str:
@@ -223,8 +204,7 @@ def answer_of(connection: Connection, stream_id: StreamId) -> str:
 
 def add_stream(connection: Connection, stream: Stream) -> None:
     """Keep a new stream. The table refuses a second open stream in one chat session (IntegrityError)."""
-    values = {column.name: getattr(stream, column.name) for column in streams.c if hasattr(stream, column.name)}
-    connection.execute(_ADD_STREAM, {**values, "ending": None, "settlement": None})
+    _ADD_STREAM.run(connection, {name: getattr(stream, name) for name in _NEW})
 
 
 def forget_stream(connection: Connection, stream_id: StreamId) -> None:
@@ -241,7 +221,8 @@ def find_stream(connection: Connection, stream_id: StreamId) -> Stream | None:
 
 def open_stream(connection: Connection, session_id: SessionId) -> StreamId | None:
     """The stream that still runs in a chat session."""
-    return connection.execute(_OPEN, {"session": session_id}).scalar_one_or_none()
+    row = _OPEN.row(connection, {"session": session_id})
+    return None if row is None else StreamId(row[0])
 
 
 def count_open(connection: Connection, user_id: UserId) -> tuple[int, int]:
@@ -297,17 +278,17 @@ def move_stream(connection: Connection, stream: Stream, *, epoch: int) -> bool:
 def end_stream(connection: Connection, stream_id: StreamId, ending: Ending, *, epoch: int) -> bool:
     """Record how a stream ended; False if it already has, or another producer holds it (S5)."""
     values = {"stream": stream_id, "producer_epoch": epoch, "at": ending.ended_at, "end": _dump(ending)}
-    return connection.execute(_END, values).rowcount == 1
+    return _END.run(connection, values) == 1
 
 
 def settle_stream(connection: Connection, stream_id: StreamId, settlement: Settlement) -> None:
     """Record what accounting answered."""
-    connection.execute(_SETTLE, {"stream": stream_id, "answered": json.dumps(settlement.stored())})
+    _SETTLE.run(connection, {"stream": stream_id, "answered": json.dumps(settlement.stored())})
 
 
 def close_stream(connection: Connection, stream_id: StreamId, *, at: int) -> None:
     """Record that the log of a stream is closed."""
-    connection.execute(_CLOSE, {"stream": stream_id, "at": at})
+    _CLOSE.run(connection, {"stream": stream_id, "at": at})
 
 
 def unfinished_streams(connection: Connection, *, after: tuple[int, str], limit: int) -> Sequence[Stream]:
