@@ -146,8 +146,11 @@ class Held(Line):
     def __init__(self, own: socket.socket) -> None:
         super().__init__(own)
         self.written = b""
+        self.fault: Exception | None = None
 
     def write(self, data: Any) -> None:
+        if self.fault is not None:
+            raise self.fault
         self.written += data
 
     def pause_reading(self) -> None:
@@ -206,6 +209,9 @@ async def test_a_piece_is_pushed_into_a_body_that_has_begun_and_is_not_over(
     protocol.pause_writing()
     assert not push(b"while the client is behind")
     protocol.resume_writing()
+    line.fault = RuntimeError("the handler is closed")
+    assert not push(b"into a connection that is just closing")
+    line.fault = None
     await app.step(END, None)
     assert line.written.endswith(b"two\r\n0\r\n\r\n") and not push(b"late")
 

@@ -78,7 +78,10 @@ class Connection(Arrival):
             or not cycle.chunked_encoding
         ):
             return False
-        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        try:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        except Exception:  # a connection that is just closing: whoever awaits `send` next is told, and nobody else
+            return False
         return True
 
     def _watch(self) -> None:
