@@ -11,7 +11,7 @@ from uvicorn.server import ServerState
 from parshall.app.connection import Connection, connections
 from parshall.kernel.pushing import push_of
 
-SECONDS = 0.05
+SECONDS = 0.15
 BYTES = 1000
 
 
