@@ -37,6 +37,7 @@ from uuid import uuid4
 import psutil
 import psycopg
 from sqlalchemy import Connection, create_engine
+from tests import migrated
 
 from parshall.kernel.clock import Clock, now
 from parshall.kernel.database import Database
@@ -227,7 +228,8 @@ class Engine:
         service = package.rpartition(".")[2]
         if service not in self._urls:
             if self._server is None:
-                self._urls[service] = f"{SQLITE}{self._folder / uuid4().hex[:8]}-{service}.db"
+                path = self._folder / f"{uuid4().hex[:8]}-{service}.db"
+                self._urls[service] = f"{SQLITE}{migrated.copy(package, path)}"
             else:
                 self._urls[service] = self._server.url(self._server.create_for(package))
         return self._urls[service]
