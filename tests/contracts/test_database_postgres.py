@@ -182,7 +182,9 @@ async def test_a_refusal_that_comes_with_the_commit_reaches_the_caller_and_keeps
 async def test_a_lock_that_is_not_given_in_time_is_said_and_nothing_is_kept(
     reopen: Open, outside: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "SESSION", "SET lock_timeout = '100ms'")
+    sooner = postgres.SESSION_OF_WRITES.replace("lock_timeout = '10s'", "lock_timeout = '100ms'")
+    assert sooner != postgres.SESSION_OF_WRITES, "a writer says how long it waits"
+    monkeypatch.setattr(postgres, "SESSION_OF_WRITES", sooner)
     database = reopen()
     await database.write(put("hits"))
     with outside.transaction():

@@ -1,6 +1,7 @@
 """What the engine SQLite promises beyond the port Database."""
 
 import asyncio
+import contextlib
 import itertools
 import sqlite3
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
+from tests import migrated
 from tests.contracts.tally_service import put, tallies, within
 
 from parshall.kernel.errors import StartupError, Unavailable
@@ -75,3 +77,17 @@ async def test_two_writers_on_one_file_both_get_through_under_load_without_a_wor
     assert kept == sum(ended.values())
     for database in (busy, other):
         await database.close()
+
+
+@pytest.mark.parametrize("package", ["parshall.auth", "parshall.accounting", "parshall.chat"])
+async def test_the_copies_that_tests_begin_with_are_what_a_new_file_comes_to_be(tmp_path: Path, package: str) -> None:
+    await SqliteDatabase(tmp_path / "new.db", package=package).close()
+    migrated.copy(package, tmp_path / "copied.db")
+    new, copied = (described(tmp_path / name) for name in ("new.db", "copied.db"))
+    assert new == copied
+
+
+def described(path: Path) -> tuple[str, list[str]]:
+    """How a file keeps its journal, and all that it holds."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute("PRAGMA journal_mode").fetchone()[0], list(connection.iterdump())

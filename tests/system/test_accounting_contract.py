@@ -1,6 +1,5 @@
 """Every row of accounting's wire contract on a real service, and the conventions that hold for all of them."""
 
-import asyncio
 import itertools
 import json
 import re
@@ -10,18 +9,13 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from joserfc.jwk import KeySet
-from starlette.testclient import TestClient
 from tests.postgres import Engine
-from tests.system.test_accounting_http import ISSUER, KEY, ONE, TWO, People, Site
+from tests.system.test_accounting_http import ONE, TWO, People, Site, served
 from tests.system.test_organisations_http import ALLOWED
 
 from parshall.accounting.http import router
 from parshall.accounting.service import Accounting
 from parshall.kernel import clock
-from parshall.kernel.http import Edge
-from parshall.kernel.refusals import install_errors
-from parshall.kernel.tokens import TokenVerifier
 
 THREE = "stream-1800000000-00000003"
 ANN = ("u-ann", "ann", "ann@example.org")
@@ -131,24 +125,13 @@ def site(engine: Engine) -> Iterator[Site]:
     accounting = Accounting(
         engine.open("parshall.accounting"), directory=People(), clock=clock.now, reservation_seconds=600
     )
-
-    async def keys() -> KeySet:
-        return KeySet([KEY])
-
-    app = FastAPI()
-    install_errors(app)
-    app.include_router(router)
-    app.state.accounting = accounting
-    app.state.verifier = TokenVerifier(keys, issuer=ISSUER, clock=clock.now)
-    asyncio.run(accounting.start())
-    with TestClient(Edge(app)) as client:
+    with served(accounting) as client:
         made = Site(client=client, ahead=ahead)
         made.grant(100)
         made.open()
         made.stream("initialize", {"sessionId": THREE, "modelId": "any", "estimatedTokens": 1})
         made.stream("abort", {"sessionId": THREE})
         yield made
-    asyncio.run(accounting.close())
 
 
 def ask(site: Site, row: Row, *, who: str = "ann", body: Any = None, **headers: str) -> Any:

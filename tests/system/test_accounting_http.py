@@ -4,7 +4,9 @@ import asyncio
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from fastapi import FastAPI
 from joserfc import jwt
 from joserfc.jwk import KeySet, OKPKey
 from starlette.testclient import TestClient
+from tests import migrated
 
 from parshall.accounting.http import router
 from parshall.accounting.service import Accounting
@@ -22,7 +25,6 @@ from parshall.kernel.errors import NotFound
 from parshall.kernel.http import Edge
 from parshall.kernel.ids import UserId
 from parshall.kernel.refusals import install_errors
-from parshall.kernel.sqlite import SqliteDatabase
 from parshall.kernel.tokens import ALGORITHM, TOKEN_TYPE, TokenVerifier
 
 ISSUER = "http://auth.test"
@@ -107,24 +109,39 @@ class Site:
         return used
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    database = SqliteDatabase(tmp_path / "accounting.db", package="parshall.accounting", synchronous="NORMAL")
-    ahead = [0]
+@cache
+def routes() -> FastAPI:
+    """Put together once for all tests, since it takes longer than most of them."""
 
     async def keys() -> KeySet:
         return KeySet([KEY])
 
-    accounting = Accounting(database, directory=People(), clock=lambda: clock.now() + ahead[0], reservation_seconds=30)
     app = FastAPI()
     install_errors(app)
     app.include_router(router)
-    app.state.accounting = accounting
     app.state.verifier = TokenVerifier(keys, issuer=ISSUER, clock=clock.now)
+    return app
+
+
+@contextmanager
+def served(accounting: Accounting) -> Iterator[TestClient]:
+    """A client of the service, which is closed in the end."""
+    app = routes()
+    app.state.accounting = accounting
     asyncio.run(accounting.start())
     with TestClient(Edge(app)) as client:
-        yield Site(client=client, ahead=ahead)
+        yield client
     asyncio.run(accounting.close())
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    database = migrated.opened(tmp_path / "accounting.db", "parshall.accounting", synchronous="NORMAL")
+    ahead = [0]
+
+    accounting = Accounting(database, directory=People(), clock=lambda: clock.now() + ahead[0], reservation_seconds=30)
+    with served(accounting) as client:
+        yield Site(client=client, ahead=ahead)
 
 
 # ── Balances ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from joserfc import jwt
 from joserfc.jwk import KeySet
 from starlette.testclient import TestClient
+from tests import migrated
 
 from parshall.auth.http import router, wellknown
 from parshall.auth.passwords import FAILURES_PER_ADDRESS_MAX, PasswordHasher
@@ -20,7 +22,6 @@ from parshall.auth.service import Auth
 from parshall.kernel import clock
 from parshall.kernel.http import Edge
 from parshall.kernel.refusals import install_errors
-from parshall.kernel.sqlite import SqliteDatabase
 from parshall.kernel.tokens import Role, TokenVerifier
 
 ISSUER = "http://testserver"
@@ -28,24 +29,25 @@ PASSWORD = "correct horse"
 Json = dict[str, Any]
 
 
-def served(folder: Path) -> FastAPI:
-    """An application that serves auth alone, with an admin and two services."""
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    database = migrated.opened(app.state.folder / "auth.db", "parshall.auth")
+    hasher = PasswordHasher(passes=1, memory_kib=8, lanes=1)
+    auth = Auth(database, issuer=ISSUER, clock=clock.now, hasher=hasher, signup_open=True)
+    await auth.start()
+    await auth.ensure_admin(PASSWORD)
+    await auth.create_user("boss", "boss@example.org", PASSWORD, Role.SUPERVISOR)
+    app.state.auth = auth
+    app.state.verifier = TokenVerifier(auth.key_set, issuer=ISSUER, clock=clock.now)
+    app.state.secret = await auth.add_service("chat")
+    app.state.reader_secret = await auth.add_service("settler", ["accounting:settle"])
+    yield
+    await auth.close()
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = SqliteDatabase(folder / "auth.db", package="parshall.auth")
-        hasher = PasswordHasher(passes=1, memory_kib=8, lanes=1)
-        auth = Auth(database, issuer=ISSUER, clock=clock.now, hasher=hasher, signup_open=True)
-        await auth.start()
-        await auth.ensure_admin(PASSWORD)
-        await auth.create_user("boss", "boss@example.org", PASSWORD, Role.SUPERVISOR)
-        app.state.auth = auth
-        app.state.verifier = TokenVerifier(auth.key_set, issuer=ISSUER, clock=clock.now)
-        app.state.secret = await auth.add_service("chat")
-        app.state.reader_secret = await auth.add_service("settler", ["accounting:settle"])
-        yield
-        await auth.close()
 
+@cache
+def routes() -> FastAPI:
+    """Put together once for all tests, since it takes longer than most of them."""
     app = FastAPI(lifespan=lifespan)
     install_errors(app)
     app.include_router(router)
@@ -55,7 +57,10 @@ def served(folder: Path) -> FastAPI:
 
 @pytest.fixture
 def app(tmp_path: Path) -> FastAPI:
-    return served(tmp_path)
+    """An application that serves auth alone, with an admin and two services."""
+    made = routes()
+    made.state.folder = tmp_path
+    return made
 
 
 @pytest.fixture

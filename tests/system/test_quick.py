@@ -1,8 +1,10 @@
 """A program that is forked by tests/quick.py is, to itself and to all others, one that was exec'd."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,3 +149,17 @@ def test_a_forked_server_answers_and_ends_as_an_executed_one(tmp_path: Path, mon
         shown.append((described, scraped.names, server.stop()[0], [line for line in server.output if line[0] != "{"]))
     executed, forked = shown
     assert forked == executed and forked[2] == 0
+
+
+@pytest.mark.parametrize(("forks", "cost"), [(False, "m=65536,t=3,p=4"), (True, "m=8,t=1,p=1")])
+def test_a_hash_costs_what_it_must_but_in_a_fork(
+    forks: bool, cost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick, "is_on", forks)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PARSHALL_")}
+    own = kept | {"PARSHALL_HOME_DIR": str(tmp_path), "PARSHALL_EMBEDDED_MODEL": "off"}
+    command = [quick.PARSHALL, "users", "add", "ann", "--email", "ann@example.org", "--password-stdin"]
+    quick.run(command, input="a-password\n", env=own, capture_output=True, text=True, check=True)
+    with contextlib.closing(sqlite3.connect(tmp_path / "auth.db")) as connection:
+        ((found,),) = connection.execute("SELECT password_hash FROM users")
+    assert found.startswith(f"$argon2id$v=19${cost}$")

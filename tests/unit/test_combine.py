@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
+from tests import migrated
 
 from parshall.accounting.books import Books
 from parshall.accounting.combine import Combiner, Operation
@@ -47,7 +48,7 @@ class Gated:
 
 @pytest.fixture
 async def gated(tmp_path: Path) -> AsyncIterator[Gated]:
-    database = Gated(SqliteDatabase(tmp_path / "ledger.db", package="parshall.accounting"))
+    database = Gated(migrated.opened(tmp_path / "ledger.db", "parshall.accounting"))
     yield database
     database.gate.set()
     await database.close()

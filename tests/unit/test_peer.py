@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, Request
+from tests import migrated
 from tests.apart import Signed, Wire, served
 
 from parshall.accounting import remote
@@ -26,7 +27,6 @@ from parshall.kernel.errors import Conflict, InsufficientCredits, Unauthenticate
 from parshall.kernel.ids import StreamId, UserId
 from parshall.kernel.metering import Usage, UsageSource
 from parshall.kernel.peer import Peer, Refusal
-from parshall.kernel.sqlite import SqliteDatabase
 
 ANN = UserId("a" * 32)
 ONE = StreamId("stream-1800000000-00000001")
@@ -49,7 +49,7 @@ class Nobody:
 @asynccontextmanager
 async def books(folder: Path) -> AsyncIterator[tuple[Accounting, RemoteAccounting, Wire]]:
     """A ledger, the same over HTTP, and the wire between."""
-    database = SqliteDatabase(folder / "accounting.db", package="parshall.accounting", synchronous="NORMAL")
+    database = migrated.opened(folder / "accounting.db", "parshall.accounting", synchronous="NORMAL")
     accounting = Accounting(database, directory=Nobody(), clock=clock.now, reservation_seconds=60)
     price = Price(input=MICRO, cached_input=MICRO, output=2 * MICRO, reasoning=2 * MICRO)
     await accounting.prices.put("*", price, set_by="test")

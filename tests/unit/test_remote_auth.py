@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests import migrated
 from tests.apart import Wire, served
 from tests.identities import PASSWORD
 
@@ -19,7 +20,6 @@ from parshall.auth.remote import RemoteAuth
 from parshall.auth.service import Auth
 from parshall.kernel import clock
 from parshall.kernel.errors import NotFound, Unauthenticated, Unavailable
-from parshall.kernel.sqlite import SqliteDatabase
 from parshall.kernel.tokens import Role, TokenVerifier
 
 ISSUER = "http://127.0.0.1:3000"
@@ -45,7 +45,7 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    database = SqliteDatabase(tmp_path / "auth.db", package="parshall.auth", synchronous="NORMAL")
+    database = migrated.opened(tmp_path / "auth.db", "parshall.auth", synchronous="NORMAL")
     auth = Auth(database, issuer=ISSUER, clock=clock.now, hasher=PasswordHasher(passes=1, memory_kib=8, lanes=1))
     await auth.start()
     alice = await auth.create_user("alice", "Alice@example.org", PASSWORD)
