@@ -30,6 +30,7 @@ _NAMES = {kind: kind.value for kind in FLOWS}
 
 Parts = list[tuple[str, int]]
 """Grants and what each gave in microcredits, in the order of taking."""
+_PARTS = msgspec.json.Decoder(Parts)
 
 
 @dataclass(slots=True)
@@ -249,7 +250,7 @@ def stored_parts(parts: Sequence[tuple[str, int]]) -> str:
 
 def read_parts(text: str) -> Parts:
     """The inverse of `stored_parts`."""
-    return msgspec.json.decode(text, type=Parts)
+    return _PARTS.decode(text)
 
 
 def joined(parts: Parts, more: Parts) -> Parts:
