@@ -114,7 +114,7 @@ def _end(
     reservation.outcome = outcome
     reservation.charged = charged
     reservation.balance_after = account.available
-    books.touch(reservation)
+    books.end(reservation)
 
 
 def _ended(reservation: Reservation) -> Settlement:

@@ -21,7 +21,7 @@ _NAMES = {Kind.RESERVE.value: "reserved", Kind.CHARGE.value: "settled", Kind.REL
 
 def moved(books: Books) -> Moved:
     """The sums of a batch. Reserved is always settled, returned, voided, or still held."""
-    unused = {each.id for each in books.changed.values() if each.state in UNUSED}
+    unused = {each.id for each in books.ended.values() if each.state in UNUSED}
     sums = dict.fromkeys(_COUNTERS, 0)
     for _, _, kind, amount, _, stream_id, _, _, _, _ in books.transfers:
         name = _NAMES.get(kind)

@@ -45,12 +45,14 @@ _IN_FORCE = (
 _FRESH = attrgetter(*(column.name for column in reservations.columns if not column.nullable))
 """What a reservation has from the start; absent columns are left out, for binding them costs as much as values."""
 _STATES = {state.value: state for state in State}
-_ENDS = (
-    *("state", "reserved", "parts", "output_tokens", "step", "expires_at", "counted_on", "ended_at"),
+_GROWTH = ("reserved", "parts", "output_tokens", "step", "expires_at", "counted_on")
+_END = (
+    *("state", "reserved", "counted_on", "ended_at"),
     *("used_input_tokens", "used_cached_input_tokens", "used_output_tokens", "used_reasoning_tokens"),
     *("usage_source", "outcome", "charged", "uncollected", "balance_after", "transfers_from", "transfers_to"),
 )
-_CHANGED_RESERVATION = attrgetter("id", *_ENDS)
+_GROWN_RESERVATION = attrgetter("id", *_GROWTH)
+_ENDED_RESERVATION = attrgetter("id", *_END)
 _MODEL = ("model_id", "price_version", "input_tokens", "output_tokens_max", "slice_tokens", "slice_tokens_min")
 _REPRICED_RESERVATION = attrgetter("id", *_MODEL)
 _BALANCES = ("available", "reserved", "number", "head")
@@ -199,7 +201,8 @@ def changes(books: Books) -> list[Statement]:
         *_grants_changed(connection, books.changed_grants.values()),
         *_TRANSFERS.insert(connection, books.transfers),
         *_RESERVATIONS.insert(connection, [_FRESH(each) for each in books.opened.values()]),
-        *_RESERVATIONS.update(connection, _ENDS, [_CHANGED_RESERVATION(each) for each in books.changed.values()]),
+        *_RESERVATIONS.update(connection, _GROWTH, [_GROWN_RESERVATION(each) for each in books.grown.values()]),
+        *_RESERVATIONS.update(connection, _END, [_ENDED_RESERVATION(each) for each in books.ended.values()]),
         *_RESERVATIONS.update(connection, _MODEL, [_REPRICED_RESERVATION(each) for each in books.repriced.values()]),
         *_SLICES.insert(connection, books.slices),
         *_MEMBERS.delete(connection, sorted(books.left)),
