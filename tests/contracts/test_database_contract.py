@@ -93,6 +93,22 @@ async def test_statements_for_the_driver_are_carried_out_in_their_order(database
     assert await database.read(count_of("a")) == 10
 
 
+@pytest.mark.parametrize("odd", ['"', "\\", '","', '\\"', "{}", "", " ", "NULL", "é\u2028\n\t'%s"])
+async def test_keys_of_any_letters_are_found_as_they_are(database: Database, odd: str) -> None:
+    bulk = Bulk(tallies, key="name")
+    names = [odd, f"a{odd}", f"{odd}b{odd}"]
+
+    def work(connection: Connection) -> list[list[Row]]:
+        made = bulk.insert(connection, [(name, 1) for name in [*names, "c"]])
+        one = query(connection, f"{bulk.select} WHERE name IN {{keys}}", names[:1])
+        all_three = query(connection, f"{bulk.select} WHERE name IN {{keys}}", names)
+        none = query(connection, f"{bulk.select} WHERE name IN {{keys}}", [])
+        return run(connection, [*made, one, all_three, none])[-3:]
+
+    found = [[name for name, _ in rows] for rows in await database.write(work)]
+    assert [sorted(each) for each in found] == [[odd], sorted(names), []]
+
+
 async def test_a_statement_refused_by_the_driver_undoes_the_whole_unit(database: Database) -> None:
     def work(connection: Connection) -> None:
         put("others")(connection)
