@@ -184,6 +184,25 @@ async def test_of_replicas_that_make_a_row_where_there_is_none_one_does_and_no_o
         assert sorted(answers) == ["found"] * 5 + [f"made row-{number}"]
 
 
+async def test_the_version_is_the_same_only_where_nobody_has_written_since(database: Database, reopen: Open) -> None:
+    async def now_at() -> object:
+        return await database.write(database.version)
+
+    begun = await now_at()
+    if begun is None:
+        return  # it cannot be told
+    assert await now_at() == begun
+    other = reopen()
+    await other.write(add("hits"))
+    after_another = await now_at()
+    assert after_another != begun
+    await database.write(add("hits"))
+    after_itself = await now_at()
+    assert after_itself not in (begun, after_another)
+    assert await database.write(lambda c: (add("hits")(c), database.version(c))[1]) == await now_at()
+    assert await now_at() not in (begun, after_another, after_itself)
+
+
 async def test_a_cancelled_callers_write_happens_wholly_or_not_at_all(database: Database) -> None:
     def pair(number: int) -> Callable[[Connection], tuple[str, str]]:
         return lambda c: (put(f"left-{number}")(c), put(f"right-{number}")(c))

@@ -1,8 +1,8 @@
 """Combines the operations that wait at the same time into one transaction: a busy account is locked once for many."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 from sqlalchemy import Connection
@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from parshall.accounting import outbox, queries, store
 from parshall.accounting.announcements import Announcement
 from parshall.accounting.books import Books
+from parshall.accounting.model import Reservation, State
 from parshall.accounting.moved import Moved, count, moved
 from parshall.accounting.pricing import PriceVersion
 from parshall.kernel.bulk import run
@@ -20,6 +21,8 @@ from parshall.kernel.ids import StreamId, UserId
 T = TypeVar("T")
 
 OPERATIONS_PER_BATCH_MAX = 256
+RUNNING_KEPT_MAX = 4096
+"""Running reservations held in memory, where it can be told that nobody else has written."""
 VERSIONS_KEPT_MAX = 4096
 """Price versions held in memory: they never change."""
 
@@ -42,6 +45,34 @@ class Operation(Generic[T]):
     model_id: str | None = None
 
 
+@dataclass(slots=True)
+class _Kept:
+    """The running reservations of the last batch as it left them, at that `version` of the records.
+
+    They are the very objects that batches change in place. So a batch takes them away, and they come back once it is
+    durable: one that is undone leaves none.
+    """
+
+    version: Hashable = None
+    running: dict[StreamId, Reservation] = field(default_factory=dict)
+
+    def at(self, version: Hashable) -> dict[StreamId, Reservation]:
+        """Those that are still so."""
+        return self.running if version is not None and version == self.version else {}
+
+
+def _left(books: Books, running: dict[StreamId, Reservation]) -> dict[StreamId, Reservation]:
+    """What was `running` before a batch, and is after it; of too many those last begun."""
+    for stream_id, reservation in books.reservations.items():
+        if reservation.state is State.ACTIVE:
+            running[stream_id] = reservation
+        else:
+            running.pop(stream_id, None)
+    while len(running) > RUNNING_KEPT_MAX:
+        del running[next(iter(running))]
+    return running
+
+
 _Answer = tuple[Any, ParshallError | None]
 _Waiting = tuple[Operation[Any], "asyncio.Future[Any]"]
 
@@ -61,6 +92,7 @@ class Combiner:
         self._waiting: list[_Waiting] = []
         self._task: asyncio.Task[None] | None = None
         self._versions: dict[str, PriceVersion] = {}
+        self._kept = _Kept()
 
     async def run(self, operation: Operation[T]) -> T:
         """What `operation` returns or raises, once its batch is durable.
@@ -90,7 +122,7 @@ class Combiner:
     async def _answer(self, batch: list[_Waiting]) -> None:
         operations = [operation for operation, _ in batch]
         try:
-            answers, sums = await self._database.write(lambda connection: self._apply(connection, operations))
+            answers, sums, kept = await self._database.write(lambda connection: self._apply(connection, operations))
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, Unavailable):
                 for each in batch:  # a broken operation must not take others with it
@@ -98,6 +130,7 @@ class Combiner:
                 return
             _refuse(batch, error)
             return
+        self._kept = kept
         count(sums)  # after the commit, and so never twice
         for (_, waiting), (result, refusal) in zip(batch, answers, strict=False):
             if waiting.done():
@@ -107,9 +140,10 @@ class Combiner:
             else:
                 waiting.set_exception(refusal)
 
-    def _apply(self, connection: Connection, operations: list[Operation[Any]]) -> tuple[list[_Answer], Moved]:
+    def _apply(self, connection: Connection, operations: list[Operation[Any]]) -> tuple[list[_Answer], Moved, _Kept]:
         """The batch's unit of work."""
         at = self._database.instant(connection)
+        running, self._kept = self._kept.at(self._database.version(connection)), _Kept()
         books = Books(connection, at=at, versions=lambda version: self._version(connection, version))
         store.load(
             books,
@@ -119,13 +153,14 @@ class Combiner:
             steps=[(each.stream_id, each.step) for each in operations if each.step and each.stream_id is not None],
             memberships=[user_id for each in operations for user_id in each.memberships],
             models=[each.model_id for each in operations if each.model_id is not None],
+            running=running,
         )
         answers = [_attempt(operation, books) for operation in operations]
         changes = store.changes(books)
         if self._announce is not None:
             changes += outbox.kept(connection, self._announce(books), at=at)
         run(connection, changes)
-        return answers, moved(books)
+        return answers, moved(books), _Kept(self._database.version(connection), _left(books, running))
 
     def _version(self, connection: Connection, version: str) -> PriceVersion:
         known = self._versions.get(version)

@@ -1,8 +1,9 @@
 """The working set of a batch, read from the tables behind locks and written back in a few statements."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from types import MappingProxyType
 
 from sqlalchemy import Connection
 
@@ -73,16 +74,23 @@ def load(
     steps: Iterable[tuple[StreamId, int]],
     memberships: Iterable[UserId] = (),
     models: Iterable[str] = (),
+    running: Mapping[StreamId, Reservation] = MappingProxyType({}),
 ) -> None:
     """Hold every account that these users, streams and ids stand for, then read all that hangs on them.
 
     Of the people in `memberships` only that is read, and nothing held; of `models` the prices in force.
 
     The accounts come first: only once they are held can nothing else of theirs change. What is due by then is
-    booked as expired before any operation sees it.
+    booked as expired before any operation sees it. Reservations in `running` are known to be as they are there.
     """
     people = set(users)
-    wanted = _Wanted(books, {*people, *accounts}, streams, people, {*people, *memberships}, set(models))
+    unread = []
+    for stream_id in streams:
+        if (known := running.get(stream_id)) is None:
+            unread.append(stream_id)
+        else:
+            books.reservations[stream_id] = known
+    wanted = _Wanted(books, {*people, *accounts}, unread, people, {*people, *memberships}, set(models))
     if is_postgres(books.connection):
         wanted.load_at_once()
     else:
