@@ -119,7 +119,7 @@ async def test_what_a_batch_that_was_undone_had_changed_is_nowhere_kept(tmp_path
 
 
 async def test_a_stream_beyond_those_kept_ends_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parshall.accounting.combine.RUNNING_KEPT_MAX", 2)
+    monkeypatch.setattr("parshall.accounting.kept.KEPT_MAX", 2)
     database = SqliteDatabase(tmp_path / "ledger.db", package="parshall.accounting")
     accounting = Accounting(database, directory=Nobody(), clock=clock.now, reservation_seconds=30)
     await accounting.start()

@@ -1,8 +1,8 @@
 """Combines the operations that wait at the same time into one transaction: a busy account is locked once for many."""
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from sqlalchemy import Connection
@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from parshall.accounting import outbox, queries, store
 from parshall.accounting.announcements import Announcement
 from parshall.accounting.books import Books
-from parshall.accounting.model import Reservation, State
+from parshall.accounting.kept import Kept
 from parshall.accounting.moved import Moved, count, moved
 from parshall.accounting.pricing import PriceVersion
 from parshall.kernel.bulk import run
@@ -21,8 +21,6 @@ from parshall.kernel.ids import StreamId, UserId
 T = TypeVar("T")
 
 OPERATIONS_PER_BATCH_MAX = 256
-RUNNING_KEPT_MAX = 4096
-"""Running reservations held in memory, where it can be told that nobody else has written."""
 VERSIONS_KEPT_MAX = 4096
 """Price versions held in memory: they never change."""
 
@@ -45,34 +43,6 @@ class Operation(Generic[T]):
     model_id: str | None = None
 
 
-@dataclass(slots=True)
-class _Kept:
-    """The running reservations of the last batch as it left them, at that `version` of the records.
-
-    They are the very objects that batches change in place. So a batch takes them away, and they come back once it is
-    durable: one that is undone leaves none.
-    """
-
-    version: Hashable = None
-    running: dict[StreamId, Reservation] = field(default_factory=dict)
-
-    def at(self, version: Hashable) -> dict[StreamId, Reservation]:
-        """Those that are still so."""
-        return self.running if version is not None and version == self.version else {}
-
-
-def _left(books: Books, running: dict[StreamId, Reservation]) -> dict[StreamId, Reservation]:
-    """What was `running` before a batch, and is after it; of too many those last begun."""
-    for stream_id, reservation in books.reservations.items():
-        if reservation.state is State.ACTIVE:
-            running[stream_id] = reservation
-        else:
-            running.pop(stream_id, None)
-    while len(running) > RUNNING_KEPT_MAX:
-        del running[next(iter(running))]
-    return running
-
-
 _Answer = tuple[Any, ParshallError | None]
 _Waiting = tuple[Operation[Any], "asyncio.Future[Any]"]
 
@@ -92,7 +62,7 @@ class Combiner:
         self._waiting: list[_Waiting] = []
         self._task: asyncio.Task[None] | None = None
         self._versions: dict[str, PriceVersion] = {}
-        self._kept = _Kept()
+        self._kept = Kept()
 
     async def run(self, operation: Operation[T]) -> T:
         """What `operation` returns or raises, once its batch is durable.
@@ -140,27 +110,29 @@ class Combiner:
             else:
                 waiting.set_exception(refusal)
 
-    def _apply(self, connection: Connection, operations: list[Operation[Any]]) -> tuple[list[_Answer], Moved, _Kept]:
+    def _apply(self, connection: Connection, operations: list[Operation[Any]]) -> tuple[list[_Answer], Moved, Kept]:
         """The batch's unit of work."""
         at = self._database.instant(connection)
-        running, self._kept = self._kept.at(self._database.version(connection)), _Kept()
+        kept, self._kept = self._kept.at(self._database.version(connection)), Kept()
         books = Books(connection, at=at, versions=lambda version: self._version(connection, version))
+        people = {each.user_id for each in operations if each.user_id is not None}
+        members = people.union(*(each.memberships for each in operations))
         store.load(
             books,
-            users=[each.user_id for each in operations if each.user_id is not None],
+            users=people,
             accounts=[each.account_id for each in operations if each.account_id is not None],
             streams=[each.stream_id for each in operations if each.stream_id is not None],
             steps=[(each.stream_id, each.step) for each in operations if each.step and each.stream_id is not None],
-            memberships=[user_id for each in operations for user_id in each.memberships],
-            models=[each.model_id for each in operations if each.model_id is not None],
-            running=running,
+            memberships=members,
+            models={each.model_id for each in operations if each.model_id is not None},
+            kept=kept,
         )
         answers = [_attempt(operation, books) for operation in operations]
         changes = store.changes(books)
         if self._announce is not None:
             changes += outbox.kept(connection, self._announce(books), at=at)
         run(connection, changes)
-        return answers, moved(books), _Kept(self._database.version(connection), _left(books, running))
+        return answers, moved(books), kept.after(books, people=members, version=self._database.version(connection))
 
     def _version(self, connection: Connection, version: str) -> PriceVersion:
         known = self._versions.get(version)
