@@ -120,13 +120,17 @@ async def test_what_a_batch_that_was_undone_had_changed_is_nowhere_kept(tmp_path
 
 async def test_a_stream_beyond_those_kept_ends_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parshall.accounting.kept.KEPT_MAX", 2)
+    monkeypatch.setattr("parshall.accounting.kept.GRANTS_KEPT_MAX", 4)
     database = SqliteDatabase(tmp_path / "ledger.db", package="parshall.accounting")
     accounting = Accounting(database, directory=Nobody(), clock=clock.now, reservation_seconds=30)
     await accounting.start()
     await accounting.allocate(ANN, Credits(MICRO), expires_at=clock.now() + clock.DAY, granted_by="root")
     streams = [StreamId(f"stream-1800000000-{number:08x}") for number in range(5)]
+    sizes = set()
     for stream_id in streams:
         await accounting.reserve_whole(stream_id=stream_id, user_id=ANN, model_id="any", tokens=9)
+        sizes.add(len(accounting._combiner._kept.accounts))
+    assert sizes == {0, 1}
     assert set(accounting._combiner._kept.running) == set(streams[-2:])
     for stream_id in streams:
         assert await accounting.void(stream_id=stream_id) is not None

@@ -10,7 +10,9 @@ from parshall.accounting.organisation import Member
 from parshall.kernel.ids import StreamId, UserId
 
 KEPT_MAX = 4096
-"""Reservations, accounts and people each; of more, those first met go."""
+"""Reservations and people each; of more, those first met go."""
+GRANTS_KEPT_MAX = 65_536
+"""Accounts and grants of theirs: an account may hold a thousand."""
 
 
 @dataclass(slots=True)
@@ -25,6 +27,8 @@ class Kept:
     accounts: dict[str, HeldAccount] = field(default_factory=dict)
     members: dict[UserId, Member | None] = field(default_factory=dict)
     running: dict[StreamId, Reservation] = field(default_factory=dict)
+    met: int = 0
+    """Accounts and grants that were kept since there were none, those met again counted again."""
 
     def at(self, version: Hashable) -> "Kept":
         """What is still so."""
@@ -40,6 +44,7 @@ class Kept:
             account.fresh = False
             account.grants = [held for held in account.grants if held.remaining]
             self.accounts[account.id] = account
+            self.met += 1 + len(account.grants)
         for held in books.changed_grants.values():
             held.fresh = False
         self.members.update(dict.fromkeys(people))
@@ -49,7 +54,8 @@ class Kept:
                 self.running[stream_id] = reservation
             else:
                 self.running.pop(stream_id, None)
-        _bound(self.accounts)
+        if self.met > GRANTS_KEPT_MAX:  # seldom enough that reading them anew costs nothing
+            self.accounts, self.met = {}, 0
         _bound(self.members)
         _bound(self.running)
         self.version = version
