@@ -95,6 +95,22 @@ async def test_statements_for_the_driver_are_carried_out_in_their_order(database
     assert await database.read(count_of("a")) == 10
 
 
+@pytest.mark.parametrize("odd", ['"', "\\", '","', '\\"', "{}", "", " ", "NULL", "é\u2028\n\t'%s"])
+async def test_keys_of_any_letters_are_found_as_they_are(database: Database, odd: str) -> None:
+    bulk = Bulk(tallies, key="name")
+    names = [odd, f"a{odd}", f"{odd}b{odd}"]
+
+    def work(connection: Connection) -> list[list[Row]]:
+        made = bulk.insert(connection, [(name, 1) for name in [*names, "c"]])
+        one = query(connection, f"{bulk.select} WHERE name IN {{keys}}", names[:1])
+        all_three = query(connection, f"{bulk.select} WHERE name IN {{keys}}", names)
+        none = query(connection, f"{bulk.select} WHERE name IN {{keys}}", [])
+        return run(connection, [*made, one, all_three, none])[-3:]
+
+    found = [[name for name, _ in rows] for rows in await database.write(work)]
+    assert [sorted(each) for each in found] == [[odd], sorted(names), []]
+
+
 async def test_a_statement_refused_by_the_driver_undoes_the_whole_unit(database: Database) -> None:
     def work(connection: Connection) -> None:
         put("others")(connection)
@@ -168,6 +184,25 @@ async def test_of_replicas_that_make_a_row_where_there_is_none_one_does_and_no_o
     for number in range(20):
         answers = await within(asyncio.gather(*(replicas[n % 2].write(make(f"row-{number}")) for n in range(6))))
         assert sorted(answers) == ["found"] * 5 + [f"made row-{number}"]
+
+
+async def test_the_version_is_the_same_only_where_nobody_has_written_since(database: Database, reopen: Open) -> None:
+    async def now_at() -> object:
+        return await database.write(database.version)
+
+    begun = await now_at()
+    if begun is None:
+        return  # it cannot be told
+    assert await now_at() == begun
+    other = reopen()
+    await other.write(add("hits"))
+    after_another = await now_at()
+    assert after_another != begun
+    await database.write(add("hits"))
+    after_itself = await now_at()
+    assert after_itself not in (begun, after_another)
+    assert await database.write(lambda c: (add("hits")(c), database.version(c))[1]) == await now_at()
+    assert await now_at() not in (begun, after_another, after_itself)
 
 
 async def test_a_cancelled_callers_write_happens_wholly_or_not_at_all(database: Database) -> None:

@@ -15,6 +15,7 @@ from tests.postgres import Engine
 from parshall.accounting.changes import Terms
 from parshall.accounting.model import ReservationEnded, State
 from parshall.accounting.once import Once
+from parshall.accounting.pricing import Price
 from parshall.accounting.service import Accounting
 from parshall.kernel.clock import DAY, SECOND
 from parshall.kernel.credits import MICRO, Credits
@@ -163,6 +164,26 @@ async def test_a_stream_that_replicas_settle_void_expire_and_extend_at_once_ends
     assert len(states) > 1, "more than one of them was the first"
     balance = await replicas.each[0].balance(ANN)
     assert balance.reserved == 0
+    replicas.check()
+
+
+async def test_what_one_replica_does_with_a_stream_the_other_goes_by_though_no_credit_moved(
+    replicas: Replicas,
+) -> None:
+    here, there = replicas.each
+    await replicas.grant(ANN, 1000)
+    paid, free = streams_of(1, 2)
+    nothing = Price(input=0, cached_input=0, output=0, reasoning=0)
+    await here.prices.put("free", nothing, set_by="test")
+    await here.reserve_whole(stream_id=paid, user_id=ANN, model_id="any", tokens=20)
+    await here.reserve_whole(stream_id=free, user_id=ANN, model_id="free", tokens=20)
+    assert await there.void(stream_id=free) is not None
+    with pytest.raises(ReservationEnded):
+        await here.extend(stream_id=free, step=1, output_tokens=20)
+    replicas.at += SECOND
+    renewed = await there.extend(stream_id=paid, step=1, output_tokens=20)
+    replicas.at += SECOND
+    assert await here.extend(stream_id=paid, step=1, output_tokens=20) == renewed
     replicas.check()
 
 

@@ -470,6 +470,32 @@ async def test_two_replicas_racing_for_one_member_never_pass_the_limit(world: Wo
     assert await world.available() == 9900
 
 
+async def test_a_replica_goes_by_who_belongs_where_since_another_changed_it(world: World) -> None:
+    second = world.replica()
+    await world.grant(world.organisation_id, 1000)
+    await world.grant(ANN, 100)
+    alone, _ = await world.reserve(through=second)
+    await world.put(ANN, total=50)
+    member, _ = await world.reserve(through=second)
+    await world.put(ANN, total=15)
+    last, granted = await world.reserve(tokens=95, through=second)
+    assert granted.reserved == 5
+    await world.leave(ANN)
+    left, _ = await world.reserve(through=second)
+    payers = [await world.payer(each) for each in (alone, member, last, left)]
+    assert payers == [ANN, world.organisation_id, world.organisation_id, ANN]
+    for stream_id in (alone, member, last, left):
+        await second.void(stream_id=stream_id)
+    assert (await world.available(), await world.available(ANN)) == (1000, 100)
+
+
+async def test_a_membership_that_was_told_does_not_change_afterwards(world: World) -> None:
+    await world.grant(world.organisation_id, 1000)
+    told = await world.put(ANN, total=50)
+    await world.reserve()
+    assert (told.total_used, (await world.put(ANN)).total_used) == (0, 10)
+
+
 async def test_many_members_racing_on_two_replicas_never_overdraw_their_organisation(world: World) -> None:
     people = [UserId(f"user-{n}") for n in range(8)]
     await world.grant(world.organisation_id, 100)

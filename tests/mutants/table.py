@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 CONTRACT = "tests/contracts/test_ledger_contract.py"
+COMBINE = "tests/unit/test_combine.py"
 RACES = "tests/contracts/test_ledger_races.py"
 RULES = "tests/unit/test_ledger_rules.py"
 PRICING = "tests/unit/test_ledger_pricing.py"
@@ -76,6 +77,22 @@ MUTANTS = (
         text="    if account.available + difference < 0:\n",
         becomes="    if account.posted + difference < 0:\n",
         test="test_setting_the_balance_counts_what_streams_hold_and_never_takes_it_from_them",
+    ),
+    Mutant(
+        breaks="a replica goes by what a stream was before another replica changed it",
+        file="accounting/kept.py",
+        text=" if version is not None and version == self.version else Kept()\n",
+        becomes=" if version is not None else Kept()\n",
+        suite=RACES,
+        test="test_what_one_replica_does_with_a_stream_the_other_goes_by_though_no_credit_moved",
+    ),
+    Mutant(
+        breaks="what an undone batch had changed is taken for what is kept",
+        file="accounting/combine.py",
+        text="        kept, self._kept = self._kept.at(self._database.version(connection)), Kept()\n",
+        becomes="        kept = self._kept.at(self._database.version(connection))\n",
+        suite=COMBINE,
+        test="test_what_a_batch_that_was_undone_had_changed_is_nowhere_kept",
     ),
     Mutant(
         breaks="a posting may overdraw an account",

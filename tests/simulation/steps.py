@@ -6,7 +6,7 @@
 import asyncio
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -109,6 +109,9 @@ class MortalDatabase:
 
     def instant(self, connection: Connection) -> int:
         return self._database.instant(connection)
+
+    def version(self, connection: Connection) -> Hashable:
+        return self._database.version(connection)
 
     async def close(self) -> None:
         await self._database.close()

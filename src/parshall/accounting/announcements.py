@@ -45,7 +45,7 @@ class Policy:
         """What a batch has brought about; the work is that of its changes, not of all that it holds."""
         found: list[Announcement] = []
         if Topic.STREAM_SETTLED in self.topics:
-            found += [_settled(each) for each in books.changed.values() if _was_charged(each)]
+            found += [_settled(each) for each in books.ended.values() if _was_charged(each)]
         if Topic.BALANCE_LOW in self.topics:
             fell = (each for each in books.changed_accounts.values() if self._fell(each))
             found += [low(each, self.low_balance) for each in fell]
@@ -57,11 +57,11 @@ class Policy:
 
 
 def _was_charged(reservation: Reservation) -> bool:
-    """Whether the batch charged a stream by its report, were it nothing; what has ended changes for that alone.
+    """Whether the batch, which ended a stream, charged it by its report, were it nothing.
 
     One that was voided or expired used nothing as far as anybody said: there is no usage to tell.
     """
-    return reservation.ended_at is not None and reservation.usage_source is not None
+    return reservation.usage_source is not None
 
 
 def _settled(reservation: Reservation) -> Announcement:

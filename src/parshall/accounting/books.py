@@ -30,6 +30,7 @@ _NAMES = {kind: kind.value for kind in FLOWS}
 
 Parts = list[tuple[str, int]]
 """Grants and what each gave in microcredits, in the order of taking."""
+_PARTS = msgspec.json.Decoder(Parts)
 
 
 @dataclass(slots=True)
@@ -88,7 +89,8 @@ class Books:
         self.left: set[UserId] = set()
         self.opened: dict[StreamId, Reservation] = {}
         self.repriced: dict[StreamId, Reservation] = {}
-        self.changed: dict[StreamId, Reservation] = {}
+        self.grown: dict[StreamId, Reservation] = {}
+        self.ended: dict[StreamId, Reservation] = {}
         self.in_force: dict[str, str] = {}
         self.price_version = versions
 
@@ -232,9 +234,13 @@ class Books:
 
     # ── Saving ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def touch(self, reservation: Reservation) -> None:
-        """Have a reservation saved that was changed."""
-        self.changed[reservation.id] = reservation
+    def grow(self, reservation: Reservation) -> None:
+        """Have a reservation saved that holds more or longer and goes on."""
+        self.grown[reservation.id] = reservation
+
+    def end(self, reservation: Reservation) -> None:
+        """Have a reservation saved that has ended."""
+        self.ended[reservation.id] = reservation
 
 
 def by_rank(held: HeldGrant) -> tuple[int, int, int, str]:
@@ -249,7 +255,7 @@ def stored_parts(parts: Sequence[tuple[str, int]]) -> str:
 
 def read_parts(text: str) -> Parts:
     """The inverse of `stored_parts`."""
-    return msgspec.json.decode(text, type=Parts)
+    return _PARTS.decode(text)
 
 
 def joined(parts: Parts, more: Parts) -> Parts:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from parshall.accounting import outbox, queries, store
 from parshall.accounting.announcements import Announcement
 from parshall.accounting.books import Books
+from parshall.accounting.kept import Kept
 from parshall.accounting.moved import Moved, count, moved
 from parshall.accounting.pricing import PriceVersion
 from parshall.kernel.bulk import run
@@ -61,6 +62,7 @@ class Combiner:
         self._waiting: list[_Waiting] = []
         self._task: asyncio.Task[None] | None = None
         self._versions: dict[str, PriceVersion] = {}
+        self._kept = Kept()
 
     async def run(self, operation: Operation[T]) -> T:
         """What `operation` returns or raises, once its batch is durable.
@@ -90,7 +92,7 @@ class Combiner:
     async def _answer(self, batch: list[_Waiting]) -> None:
         operations = [operation for operation, _ in batch]
         try:
-            answers, sums = await self._database.write(lambda connection: self._apply(connection, operations))
+            answers, sums, kept = await self._database.write(lambda connection: self._apply(connection, operations))
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, Unavailable):
                 for each in batch:  # a broken operation must not take others with it
@@ -98,6 +100,7 @@ class Combiner:
                 return
             _refuse(batch, error)
             return
+        self._kept = kept
         count(sums)  # after the commit, and so never twice
         for (_, waiting), (result, refusal) in zip(batch, answers, strict=False):
             if waiting.done():
@@ -107,25 +110,29 @@ class Combiner:
             else:
                 waiting.set_exception(refusal)
 
-    def _apply(self, connection: Connection, operations: list[Operation[Any]]) -> tuple[list[_Answer], Moved]:
+    def _apply(self, connection: Connection, operations: list[Operation[Any]]) -> tuple[list[_Answer], Moved, Kept]:
         """The batch's unit of work."""
         at = self._database.instant(connection)
+        kept, self._kept = self._kept.at(self._database.version(connection)), Kept()
         books = Books(connection, at=at, versions=lambda version: self._version(connection, version))
+        people = {each.user_id for each in operations if each.user_id is not None}
+        members = people.union(*(each.memberships for each in operations))
         store.load(
             books,
-            users=[each.user_id for each in operations if each.user_id is not None],
+            users=people,
             accounts=[each.account_id for each in operations if each.account_id is not None],
             streams=[each.stream_id for each in operations if each.stream_id is not None],
             steps=[(each.stream_id, each.step) for each in operations if each.step and each.stream_id is not None],
-            memberships=[user_id for each in operations for user_id in each.memberships],
-            models=[each.model_id for each in operations if each.model_id is not None],
+            memberships=members,
+            models={each.model_id for each in operations if each.model_id is not None},
+            kept=kept,
         )
         answers = [_attempt(operation, books) for operation in operations]
         changes = store.changes(books)
         if self._announce is not None:
             changes += outbox.kept(connection, self._announce(books), at=at)
         run(connection, changes)
-        return answers, moved(books)
+        return answers, moved(books), kept.after(books, people=members, version=self._database.version(connection))
 
     def _version(self, connection: Connection, version: str) -> PriceVersion:
         known = self._versions.get(version)

@@ -1,6 +1,6 @@
 """How a reservation ends, by the rules alone: settle, void and expire."""
 
-from dataclasses import dataclass
+import msgspec
 
 from parshall.accounting.books import Books, HeldAccount, Parts, joined, read_parts
 from parshall.accounting.metered import budget
@@ -12,8 +12,7 @@ from parshall.kernel.metering import Settlement, Usage, UsageSource
 # ── Settle ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a stream used, who says so, and how it ended."""
 
     usage: Usage
@@ -115,7 +114,7 @@ def _end(
     reservation.outcome = outcome
     reservation.charged = charged
     reservation.balance_after = account.available
-    books.touch(reservation)
+    books.end(reservation)
 
 
 def _ended(reservation: Reservation) -> Settlement:

@@ -223,7 +223,7 @@ def extend(books: Books, stream_id: StreamId, *, step: int, output_tokens: int, 
     reservation.reserved = granted.reserved
     reservation.output_tokens = granted.output_tokens
     reservation.expires_at = granted.expires_at
-    books.touch(reservation)
+    books.grow(reservation)
     books.count(reservation, was=held, now=granted.reserved)
     answer = (granted.reserved, granted.output_tokens, granted.expires_at, int(granted.final))
     books.slices.append((stream_id, step, output_tokens, *answer))

@@ -1,6 +1,5 @@
 """What a batch moved for streams, as the metrics count it: once it is durable, a sum a batch."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from parshall.accounting.books import Books
@@ -22,12 +21,12 @@ _NAMES = {Kind.RESERVE.value: "reserved", Kind.CHARGE.value: "settled", Kind.REL
 
 def moved(books: Books) -> Moved:
     """The sums of a batch. Reserved is always settled, returned, voided, or still held."""
-    sums: Counter[str] = Counter()
-    for _, _, kind, amount, _, stream_id, *_ in books.transfers:
+    unused = {each.id for each in books.ended.values() if each.state in UNUSED}
+    sums = dict.fromkeys(_COUNTERS, 0)
+    for _, _, kind, amount, _, stream_id, _, _, _, _ in books.transfers:
         name = _NAMES.get(kind)
         if name is not None:
-            unused = kind == Kind.RELEASE.value and books.reservations[stream_id].state in UNUSED
-            sums["voided" if unused else name] += amount
+            sums["voided" if name == "returned" and stream_id in unused else name] += amount
     return sums
 
 

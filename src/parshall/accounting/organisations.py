@@ -105,7 +105,11 @@ class Organisations:
         self, organisation_id: str, user_id: UserId, apply: Callable[[Books], Member], *, by: UserId | None
     ) -> Operation[Member]:
         memberships = (user_id,) if by is None else (user_id, by)
-        return self.of(organisation_id, Operation(apply, account_id=organisation_id, memberships=memberships))
+
+        def seen(books: Books) -> Member:
+            return replace(apply(books))  # a copy: later batches go on changing the one that they hold
+
+        return self.of(organisation_id, Operation(seen, account_id=organisation_id, memberships=memberships))
 
     # ── Looks ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -81,6 +81,6 @@ def _reprice(books: Books, reservation: Reservation, request: Repricing, expires
     reservation.input_tokens, reservation.output_tokens = request.input_tokens, granted.output_tokens
     reservation.output_tokens_max, reservation.slice_tokens = request.output_tokens_max, request.slice_tokens
     reservation.slice_tokens_min, reservation.expires_at = 1, expires_at
-    books.touch(reservation)
+    books.grow(reservation)
     books.repriced[reservation.id] = reservation
     books.count(reservation, was=held, now=reservation.reserved)

@@ -1,12 +1,14 @@
 """The working set of a batch, read from the tables behind locks and written back in a few statements."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from parshall.accounting.books import Books, HeldAccount, HeldGrant, by_rank, read_parts
+from parshall.accounting.kept import Kept
 from parshall.accounting.model import Grant, Reservation, State
 from parshall.accounting.organisation import member_of_row
 from parshall.accounting.pricing import ANY_MODEL
@@ -36,6 +38,9 @@ _PAID_FOR = "SELECT user_id FROM reservations WHERE id IN {keys} AND member_id <
 _FIND_MEMBERS = f"{_MEMBERS.select} WHERE user_id IN {{keys}} OR user_id IN ({_PAID_FOR})"
 """The memberships of people, and of those for whose streams an organisation pays."""
 _FIND_GRANTS = f"{_GRANTS.select} WHERE account_id IN ({_CONCERNED}) AND remaining > 0"
+_ACCOUNTS_OF = "SELECT id, available, reserved, number, head, created_at FROM accounts WHERE id IN {keys}"
+_GRANTS_OF = f"{_GRANTS.select} WHERE account_id IN {{keys}} AND remaining > 0"
+_MEMBERS_OF = f"{_MEMBERS.select} WHERE user_id IN {{keys}}"
 _FIND_OWED = f"{_GRANTS.select} WHERE id IN {{keys}}"
 _IN_FORCE = (
     "SELECT model_id, version FROM prices p WHERE model_id IN {keys} AND effective_from = (SELECT max(effective_from) "
@@ -45,12 +50,14 @@ _IN_FORCE = (
 _FRESH = attrgetter(*(column.name for column in reservations.columns if not column.nullable))
 """What a reservation has from the start; absent columns are left out, for binding them costs as much as values."""
 _STATES = {state.value: state for state in State}
-_ENDS = (
-    *("state", "reserved", "parts", "output_tokens", "step", "expires_at", "counted_on", "ended_at"),
+_GROWTH = ("reserved", "parts", "output_tokens", "step", "expires_at", "counted_on")
+_END = (
+    *("state", "reserved", "counted_on", "ended_at"),
     *("used_input_tokens", "used_cached_input_tokens", "used_output_tokens", "used_reasoning_tokens"),
     *("usage_source", "outcome", "charged", "uncollected", "balance_after", "transfers_from", "transfers_to"),
 )
-_CHANGED_RESERVATION = attrgetter("id", *_ENDS)
+_GROWN_RESERVATION = attrgetter("id", *_GROWTH)
+_ENDED_RESERVATION = attrgetter("id", *_END)
 _MODEL = ("model_id", "price_version", "input_tokens", "output_tokens_max", "slice_tokens", "slice_tokens_min")
 _REPRICED_RESERVATION = attrgetter("id", *_MODEL)
 _BALANCES = ("available", "reserved", "number", "head")
@@ -71,20 +78,21 @@ def load(
     steps: Iterable[tuple[StreamId, int]],
     memberships: Iterable[UserId] = (),
     models: Iterable[str] = (),
+    kept: Kept | None = None,
 ) -> None:
     """Hold every account that these users, streams and ids stand for, then read all that hangs on them.
 
     Of the people in `memberships` only that is read, and nothing held; of `models` the prices in force.
 
     The accounts come first: only once they are held can nothing else of theirs change. What is due by then is
-    booked as expired before any operation sees it.
+    booked as expired before any operation sees it. What is `kept` need not be read.
     """
     people = set(users)
     wanted = _Wanted(books, {*people, *accounts}, streams, people, {*people, *memberships}, set(models))
     if is_postgres(books.connection):
         wanted.load_at_once()
     else:
-        wanted.load_in_turn()
+        wanted.load_in_turn(kept or Kept())
     _load_owed(books)
     for stream_id, step in steps:
         reservation = books.reservations.get(stream_id)
@@ -108,11 +116,23 @@ class _Wanted:
 
     def load_at_once(self) -> None:
         """In one round trip, each statement seeing what was committed before it ran: by then the accounts are held."""
-        accounts, grants, members, prices = self._statements(self.streams)
-        held = (f"{accounts[0]} FOR UPDATE", accounts[1])
-        rows = run(self.books.connection, [held, self._reservations(), grants, members, prices])
-        _put_reservations(self.books, rows.pop(1))
-        self._put(*rows)
+        connection, accounts, people = self.books.connection, sorted(self.accounts), sorted(self.people)
+        answers = run(
+            connection,
+            [
+                query(connection, f"{_HOLD} FOR UPDATE", accounts, self.streams, people),
+                self._reservations(),
+                query(connection, _FIND_GRANTS, accounts, self.streams, people),
+                query(connection, _FIND_MEMBERS, sorted(self.members), self.streams),
+                self._prices(),
+            ],
+        )
+        held, reservations, grants, members, prices = answers
+        _put_reservations(self.books, reservations)
+        self.books.grants.clear()  # a second time
+        _put_accounts(self.books, held, grants)
+        _put_members(self.books, members)
+        self.books.in_force.update(prices)
         late = (
             {each.account_id for each in self.books.reservations.values()} - self.books.accounts.keys() - self.accounts
         )
@@ -120,44 +140,70 @@ class _Wanted:
             self.accounts |= late
             self.load_at_once()
 
-    def load_in_turn(self) -> None:
-        """The one writer holds everything already, so what the streams stand for may as well be read first."""
-        connection = self.books.connection
-        if self.streams:
-            _put_reservations(self.books, run(connection, [self._reservations()])[0])
-        for reservation in self.books.reservations.values():
+    def load_in_turn(self, kept: Kept) -> None:
+        """Without a word about locks, for the one writer holds everything: each reading builds on those before it."""
+        books, connection = self.books, self.books.connection
+        known, unread = _found(kept.running, self.streams)
+        books.reservations.update(known)
+        if unread:
+            _put_reservations(books, run(connection, [query(connection, _FIND_RESERVATIONS, unread)])[0])
+        for reservation in books.reservations.values():
             self.accounts.add(reservation.account_id)
             if reservation.member_id:
                 self.members.add(reservation.user_id)
-        self._put(*run(connection, self._statements(())))
+        belonging, unasked = _found(kept.members, self.members)
+        books.members.update((user_id, member) for user_id, member in belonging.items() if member is not None)
+        if unasked:
+            _put_members(books, run(connection, [query(connection, _MEMBERS_OF, unasked)])[0])
+        self.accounts.update(books.members[each].organisation_id for each in self.people & books.members.keys())
+        held, unheld = _found(kept.accounts, self.accounts)
+        for account in held.values():
+            account.before = account.available
+            books.accounts[account.id] = account
+            books.grants.update((each.grant.id, each) for each in account.grants)
+        if unheld:
+            _put_accounts(
+                books, *run(connection, [query(connection, each, unheld) for each in (_ACCOUNTS_OF, _GRANTS_OF)])
+            )
+        if self.models:
+            books.in_force.update(run(connection, [self._prices()])[0])
 
     def _reservations(self) -> Statement:
         return query(self.books.connection, _FIND_RESERVATIONS, self.streams)
 
-    def _statements(self, streams: Sequence[StreamId]) -> tuple[Statement, Statement, Statement, Statement]:
-        """Accounts, grants, members, prices; also those that the streams stand for."""
-        connection = self.books.connection
-        accounts, people = sorted(self.accounts), sorted(self.people)
+    def _prices(self) -> Statement:
         models = [*self.models, ANY_MODEL] if self.models else []
-        return (
-            query(connection, _HOLD, accounts, streams, people),
-            query(connection, _FIND_GRANTS, accounts, streams, people),
-            query(connection, _FIND_MEMBERS, sorted(self.members), streams),
-            query(connection, _IN_FORCE, models, self.books.at),
-        )
+        return query(self.books.connection, _IN_FORCE, models, self.books.at)
 
-    def _put(self, accounts: list[Row], grants: list[Row], members: list[Row], prices: list[Row]) -> None:
-        books = self.books
-        for row in accounts:
-            account = HeldAccount(*row)
-            account.fresh, account.before = False, account.available
-            books.accounts[account.id] = account
-        books.grants.clear()
-        for row in grants:
-            _put_grant(books, row)
-        for row in members:
-            books.members[row[0]] = member_of_row(row)
-        books.in_force.update(prices)
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _found(known: Mapping[K, V], keys: Iterable[K]) -> tuple[dict[K, V], list[K]]:
+    """What is known of these keys, and those of which nothing is."""
+    found: dict[K, V] = {}
+    unknown: list[K] = []
+    for key in keys:
+        if key in known:
+            found[key] = known[key]
+        else:
+            unknown.append(key)
+    return found, unknown
+
+
+def _put_accounts(books: Books, accounts: list[Row], grants: list[Row]) -> None:
+    for row in accounts:
+        account = HeldAccount(*row)
+        account.fresh, account.before = False, account.available
+        books.accounts[account.id] = account
+    for row in grants:
+        _put_grant(books, row)
+
+
+def _put_members(books: Books, members: list[Row]) -> None:
+    for row in members:
+        books.members[row[0]] = member_of_row(row)
 
 
 def _put_reservations(books: Books, rows: list[Row]) -> None:
@@ -199,7 +245,8 @@ def changes(books: Books) -> list[Statement]:
         *_grants_changed(connection, books.changed_grants.values()),
         *_TRANSFERS.insert(connection, books.transfers),
         *_RESERVATIONS.insert(connection, [_FRESH(each) for each in books.opened.values()]),
-        *_RESERVATIONS.update(connection, _ENDS, [_CHANGED_RESERVATION(each) for each in books.changed.values()]),
+        *_RESERVATIONS.update(connection, _GROWTH, [_GROWN_RESERVATION(each) for each in books.grown.values()]),
+        *_RESERVATIONS.update(connection, _END, [_ENDED_RESERVATION(each) for each in books.ended.values()]),
         *_RESERVATIONS.update(connection, _MODEL, [_REPRICED_RESERVATION(each) for each in books.repriced.values()]),
         *_SLICES.insert(connection, books.slices),
         *_MEMBERS.delete(connection, sorted(books.left)),

@@ -90,8 +90,18 @@ def _quoted(name: str) -> str:
     return f'"{name}"'
 
 
-def _list(keys: Sequence[str], postgres: bool) -> list[str] | str:
-    return list(keys) if postgres else msgspec.json.encode(keys).decode()
+def _list(keys: Sequence[str], postgres: bool) -> str:
+    return _array(keys) if postgres else msgspec.json.encode(keys).decode()
+
+
+def _array(keys: Sequence[str]) -> str:
+    """The keys as PostgreSQL writes an array of text; the driver's own way took a third of a ledger batch's CPU."""
+    if not keys:
+        return "{}"
+    text = '","'.join(keys)
+    if "\\" in text or text.count('"') > 2 * (len(keys) - 1):
+        text = '","'.join(key.replace("\\", "\\\\").replace('"', '\\"') for key in keys)
+    return f'{{"{text}"}}'
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,6 @@
 """The port to a service's records: units of work run in transactions, and migrations brought forward on start."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from importlib.resources import as_file, files
 from typing import Any, Protocol, TypeVar
 
@@ -34,6 +34,13 @@ class Database(Protocol):
 
     def instant(self, connection: Connection) -> int:
         """Microseconds since the epoch by the database's clock: what is due is the same to every replica."""
+        ...
+
+    def version(self, connection: Connection) -> Hashable:
+        """What is the same at two moments of two writes only where nobody has written in between; None: cannot tell.
+
+        Whoever compares the end of one write with the beginning of another still holds what it knew of the records.
+        """
         ...
 
     async def close(self) -> None:

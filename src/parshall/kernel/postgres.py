@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, even
 from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.pool import QueuePool
 
+from parshall.kernel.bulk import run
 from parshall.kernel.clock import Clock
 from parshall.kernel.database import T, Work, carry_out, migrate, told
 from parshall.kernel.errors import StartupError, Unavailable
@@ -125,7 +126,11 @@ class PostgresDatabase:
         """The server's clock at this moment, which all replicas share, or the one that was handed in."""
         if self._clock is not None:
             return self._clock()
-        return int(connection.exec_driver_sql(_INSTANT).scalar_one())
+        [[(instant,)]] = run(connection, [(_INSTANT, ())])  # in one round trip with the BEGIN
+        return int(instant)
+
+    def version(self, connection: Connection) -> None:
+        """The server counts for nobody what replicas write."""
 
     async def close(self) -> None:
         """Finish what is under way or waits, then close every connection."""

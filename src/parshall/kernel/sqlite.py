@@ -4,7 +4,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -84,6 +84,12 @@ class SqliteDatabase:
     def instant(self, connection: Connection) -> int:  # noqa: ARG002 - another engine asks its server
         """The clock that was handed in: a file has none of its own, and all its writers share this machine's."""
         return self._clock()
+
+    def version(self, connection: Connection) -> Hashable:
+        """The commits of others on the file, as SQLite tells them, and the rows that this connection has changed."""
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        return (*driver.execute("PRAGMA data_version").fetchone(), driver.total_changes)
 
     async def close(self) -> None:
         """Commit what is queued, then close every connection."""
