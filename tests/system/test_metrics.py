@@ -107,7 +107,7 @@ def test_metrics_state_what_a_stream_did_as_its_receipt_does(server: Server, ali
     assert rise(before, after, "parshall_streams_ended_total", outcome="completed") == 1
     assert rise(before, after, "parshall_first_token_seconds_count", model="fake") == 1
     assert rise(before, after, "parshall_stream_seconds_count") == 1
-    assert rise(before, after, "parshall_log_append_seconds_count") >= 2
+    assert rise(before, after, "parshall_log_append_seconds_count") >= 1, "the opening, and one append in eight"
     credits = {
         name: rise(before, after, f"parshall_credits_{name}_total")
         for name in ("reserved", "settled", "returned", "voided")
