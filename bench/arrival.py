@@ -29,22 +29,29 @@ def arrival(record: Record, asked: Answer, *, metered: bool) -> Arrival:
     """Take a stream apart. `metered` ones must bear Parshall's id, terminal event and receipt. Raises Wrong."""
     if record.failure is not None:
         raise Wrong(record.failure)
-    head, _, body = b"".join(data for _, data in record.reads).partition(b"\r\n\r\n")
-    events = list(EventParser().feed(_dechunked(body)))
+    head, content = received(record)
+    events = list(EventParser().feed(content))
     words = _metered_words(head, events, asked) if metered else _plain_words(events)
     text = "".join(words)
     if not asked.is_whole(text):
         raise Wrong(f"the answer differs: {text[:80]!r}…")
-    first_word_at = _first_read(record, b"@")
+    first_word_at = first_read(record, b"@")
     return Arrival(
-        first_event=(_first_read(record, b"\n\n") - record.asked_at) / MILLISECOND,
+        first_event=(first_read(record, b"\n\n") - record.asked_at) / MILLISECOND,
         first_word=(first_word_at - record.asked_at) / MILLISECOND,
         under_way=(first_word_at - stamped(text)) / MILLISECOND,
         words=len(words),
     )
 
 
-def _first_read(record: Record, mark: bytes) -> int:
+def received(record: Record) -> tuple[bytes, bytes]:
+    """Head and content of an answer in chunks."""
+    head, _, body = b"".join(data for _, data in record.reads).partition(b"\r\n\r\n")
+    return head, _dechunked(body)
+
+
+def first_read(record: Record, mark: bytes) -> int:
+    """When the read with that in it came."""
     return next(at for at, data in record.reads if mark in data)
 
 

@@ -23,13 +23,14 @@ class Request:
     """One request for one stream."""
 
     path: str
-    body: bytes
+    body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
+    method: str = "POST"
 
     def encoded(self, host: str) -> bytes:
         """The request as HTTP/1.1."""
         own = (("Host", host), ("Content-Type", "application/json"), ("Content-Length", str(len(self.body))))
-        lines = [f"POST {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in (*own, *self.headers))]
+        lines = [f"{self.method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in (*own, *self.headers))]
         return "\r\n".join((*lines, "", "")).encode() + self.body
 
 

@@ -117,7 +117,8 @@ def _completions(model: str, count: int) -> list[Request]:
     return [Request(path="/v1/chat/completions", body=json.dumps(body).encode())] * count
 
 
-def _turns(deployment: Deployment, model: str, count: int) -> list[Request]:
+def turns(deployment: Deployment, model: str, count: int) -> list[Request]:
+    """As many requests, each in a chat session of its own."""
     body = json.dumps({"message": "How does a flume work?", "modelId": model}).encode()
     headers = (("Authorization", f"Bearer {deployment.token}"),)
     return [
@@ -126,8 +127,8 @@ def _turns(deployment: Deployment, model: str, count: int) -> list[Request]:
     ]
 
 
-def _parshall(stack: ExitStack, name: str, provider: str, against: Path | None) -> Target:
-    """A deployment for the block, as the target's name says it: `parshall[-valkey][-before]`."""
+def parshall(stack: ExitStack, name: str, provider: str, against: Path | None = None) -> Deployment:
+    """A deployment for the block, as its name says it: `parshall[-valkey][-before]`."""
     settings: dict[str, str] = {}
     if "-valkey" in name:
         server = stack.enter_context(Valkey.start(durable=False))
@@ -136,8 +137,11 @@ def _parshall(stack: ExitStack, name: str, provider: str, against: Path | None) 
     if name.endswith("-before"):
         assert against is not None, "--against says where the code to compare with lies"
         settings["PYTHONPATH"] = str(against.resolve() / "src")
-    deployment = stack.enter_context(deployed(provider, settings))
-    return Target(name=name, process=deployment.process, requests=lambda model, count: _turns(deployment, model, count))
+    return stack.enter_context(deployed(provider, settings))
+
+
+def _target(deployment: Deployment, name: str) -> Target:
+    return Target(name=name, process=deployment.process, requests=lambda model, count: turns(deployment, model, count))
 
 
 def one_round(
@@ -151,7 +155,9 @@ def one_round(
         if "passthrough" in targets:
             process = stack.enter_context(running([str(BENCH / "passthrough.py"), base]))
             chosen.append(Target(name="passthrough", process=process, requests=_completions))
-        chosen += [_parshall(stack, name, base, against) for name in targets if name.startswith("parshall")]
+        chosen += [
+            _target(parshall(stack, name, base, against), name) for name in targets if name.startswith("parshall")
+        ]
         for target in chosen:
             target.measure(_WARM_UP)
         results: list[dict[str, Any]] = []
