@@ -438,6 +438,31 @@ async def test_a_refusal_says_how_long_to_wait_and_whether_another_model_may_hel
     assert (failed.value.elsewhere, failed.value.pause_seconds) == (elsewhere, pause)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Type: text/event-stream\r\nContent-Encoding: gzip",
+        b"Content-Type: application/json",
+        b"Content-Type: text/event-stream\r\nContent-Encoding: x\x80" + b"y" * 9_000,
+    ],
+    ids=["compressed", "of another kind", "with much to say"],
+)
+async def test_an_answer_that_is_no_plain_event_stream_is_refused_in_few_words(head: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nContent-Length: 1\r\n\r\nx")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        provider = OpenAIProvider(base_url=f"http://127.0.0.1:{port}/v1", api_key=None, models=("m",))
+        with pytest.raises(ProviderFailure, match="instead of a plain event stream") as failed:
+            await collect(provider, ask("m", "hi"))
+        await provider.close()
+    assert failed.value.reason == "provider_garbage"
+    assert len(failed.value.detail) < 400 and failed.value.detail.isprintable()
+
+
 async def test_a_server_that_is_not_there_is_unreachable() -> None:
     provider = OpenAIProvider(base_url="http://127.0.0.1:9/v1", api_key=None, models=("m",))
     with pytest.raises(ProviderFailure) as failed:
@@ -460,6 +485,8 @@ async def test_the_request_carries_key_limit_and_conversation(openai: OpenAIProv
     await collect(openai, ask("fake-n3", "hello", limit=11))
     asked = upstream.requests[0]
     assert asked.headers["Authorization"] == f"Bearer {KEY}"
+    assert (asked.headers["Accept"], asked.headers["Content-Type"]) == ("text/event-stream", "application/json")
+    assert asked.headers["Accept-Encoding"] == "identity"
     assert asked.body == {
         "model": "fake-n3",
         "messages": [{"role": "user", "content": "hello"}],

@@ -13,6 +13,8 @@ from tests.ledgers import check_ledger
 from tests.serving import serving, text_of, tokens_of, upstream
 from tests.system.test_process import LONG, begin, settings
 
+from parshall.kernel.sse import Event
+
 
 @pytest.fixture(scope="module")
 def scripted() -> Iterator[str]:
@@ -102,5 +104,5 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing_stays
     check_ledger(kept)
 
 
-def text_chunks(events: list) -> list:  # type: ignore[type-arg]
+def text_chunks(events: list[Event]) -> list[Event]:
     return [event for event in events if event.event == "chunk"]

@@ -5,6 +5,7 @@ a stream that costs more than all that is then done with it.
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Sequence
 
@@ -235,18 +236,18 @@ class Client:
         try:
             async with asyncio.timeout(self._connect_seconds):
                 addresses = await self._resolved()
-                socket = await aiohappyeyeballs.start_connection(
+                line = await aiohappyeyeballs.start_connection(
                     addresses, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS, interleave=1
                 )
                 try:
                     _, connection = await loop.create_connection(
                         lambda: _Connection(self),
-                        sock=socket,
+                        sock=line,
                         ssl=self._tls,
                         server_hostname=self._host if self._tls else None,
                     )
                 except BaseException:
-                    socket.close()
+                    line.close()
                     raise
         except TimeoutError as error:
             raise ConnectionError("it took too long to connect") from error
@@ -258,7 +259,7 @@ class Client:
     async def _resolved(self) -> Sequence[aiohappyeyeballs.AddrInfoType]:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._addresses_until:
-            found = await loop.getaddrinfo(self._host, self._port, type=1)
+            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
             self._addresses = list(found)
             self._addresses_until = loop.time() + ADDRESSES_SECONDS
         return self._addresses

@@ -11,7 +11,7 @@ import yarl
 from parshall.chat.ports import ModelCard, Prompt, ProviderFailure, Take
 from parshall.chat.providers.counting import clean, count_prompt
 from parshall.chat.providers.http1 import Client
-from parshall.chat.providers.openai_stream import Answer, garbage
+from parshall.chat.providers.openai_stream import TEXT_SHOWN_MAX, Answer, garbage
 from parshall.chat.providers.patience import Patience
 from parshall.chat.providers.refusal import refusal
 from parshall.chat.providers.reply import Lost, Malformed, Reply, Silent
@@ -37,7 +37,7 @@ MODEL_ID_CHARS_MAX = 200
 BODY_BYTES_MAX = 1024 * 1024
 ERROR_BYTES_MAX = 4096
 
-_JSON = (b"Content-Type", b"application/json")
+_ASKS_FOR_EVENTS = ((b"Accept", b"text/event-stream"), (b"Content-Type", b"application/json"))
 
 
 class OpenAIProvider:
@@ -133,7 +133,8 @@ class OpenAIProvider:
         finally:
             reply.close()
         if reply.status == 200:
-            raise garbage(f"answered with {kind}, {encoding}, instead of a plain event stream")
+            found = kind if encoding == "identity" else f"{kind}, coded as {encoding},"
+            raise garbage(f"answered with {_shown(found)} instead of a plain event stream")
         if self._limit_name_is_old(prompt, reply.status, body):
             self._new_limit_name.add(prompt.model_id)
             return await self._ask(prompt, deadline)
@@ -142,7 +143,7 @@ class OpenAIProvider:
     async def _post(self, prompt: Prompt, deadline: float) -> Reply:
         if self._closed:
             raise _closed()
-        fields = [*self._fields, (trace.TRACEPARENT_HEADER.encode(), trace.traceparent().encode())]
+        fields = [*self._fields, *_ASKS_FOR_EVENTS, (trace.TRACEPARENT_HEADER.encode(), trace.traceparent().encode())]
         recording = current.get()
         call = None
         if recording is not None:
@@ -150,9 +151,8 @@ class OpenAIProvider:
             call = Call(recording, to="openai", method="POST", url=url, kind="provider")
         try:
             async with asyncio.timeout_at(deadline):
-                reply = await self._client.ask(
-                    "POST", f"{self._path}/chat/completions", [*fields, _JSON], self._request(prompt)
-                )
+                body = self._request(prompt)
+                reply = await self._client.ask("POST", f"{self._path}/chat/completions", fields, body)
         except (Lost, OSError, RuntimeError) as error:
             if call is not None:
                 call.lost(dict(decoded(fields)), type(error).__name__)
@@ -214,6 +214,11 @@ class OpenAIProvider:
             return [self._card(id, context) for id, context in _listed_models(listed)]
         except (Lost, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             return []
+
+
+def _shown(text: str) -> str:
+    """A provider's own words as they may reach a caller."""
+    return "".join(letter for letter in text if letter.isprintable())[:TEXT_SHOWN_MAX]
 
 
 def _listed_models(listed: list[dict[str, Any]]) -> list[tuple[str, int | None]]:
