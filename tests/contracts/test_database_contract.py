@@ -14,7 +14,7 @@ from tests.contracts.tally_service import WAIT_SECONDS, add, count_of, put, tall
 from parshall.kernel.anytext import AnyText
 from parshall.kernel.bulk import Bulk, Row, query, run
 from parshall.kernel.clock import MINUTE, now
-from parshall.kernel.database import Database
+from parshall.kernel.database import Database, T, Work
 from parshall.kernel.errors import StartupError, Unavailable
 from parshall.kernel.fixed import Fixed
 from parshall.kernel.postgres import PostgresDatabase
@@ -23,7 +23,17 @@ from parshall.kernel.sqlite import READERS_MAX, SqliteDatabase
 Open = Callable[..., Database]
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+class Brief(SqliteDatabase):
+    """All work is brief that does not say otherwise."""
+
+    async def read(self, work: Work[T], *, brief: bool = True) -> T:
+        return await super().read(work, brief=brief)
+
+    async def write(self, work: Work[T], *, brief: bool = True) -> T:
+        return await super().write(work, brief=brief)
+
+
+@pytest.fixture(params=["sqlite", "sqlite, briefly", "postgres"])
 async def reopen(request: pytest.FixtureRequest, tmp_path: Path, packages: dict[str, str]) -> AsyncIterator[Open]:
     """Opens the one database of this test (again), by default as the newer version."""
     opened: list[Database] = []
@@ -32,7 +42,8 @@ async def reopen(request: pytest.FixtureRequest, tmp_path: Path, packages: dict[
     def open_(version: str = "newer", **options: Any) -> Database:
         if url is None:
             path = tmp_path / "records?of 100%.db"
-            opened.append(SqliteDatabase(path, package=packages[version], **options))
+            kind = Brief if "briefly" in request.param else SqliteDatabase
+            opened.append(kind(path, package=packages[version], **options))
         else:
             opened.append(PostgresDatabase(url, package=packages[version], **options))
         return opened[-1]
@@ -140,7 +151,7 @@ async def test_a_failing_unit_undoes_nothing_of_its_neighbours(
             return type(error).__name__
         return "nothing was raised"
 
-    holder = asyncio.create_task(database.write(lambda _c: held.wait(WAIT_SECONDS)))
+    holder = asyncio.create_task(database.write(lambda _c: held.wait(WAIT_SECONDS), brief=False))
     neighbours = [database.write(add("hits")) for _ in range(10)]
     units = asyncio.gather(*neighbours[:5], caught(), *neighbours[5:])
     await asyncio.sleep(0.05)
@@ -233,7 +244,7 @@ async def test_a_read_sees_one_snapshot_whatever_is_written_meanwhile(database: 
         asyncio.run_coroutine_threadsafe(database.write(add("hits")), loop).result(WAIT_SECONDS)
         return before, count_of("hits")(connection)
 
-    assert await within(database.read(looks_twice)) == (0, 0)
+    assert await within(database.read(looks_twice, brief=False)) == (0, 0)
     assert await database.read(count_of("hits")) == 1
 
 
@@ -296,7 +307,7 @@ async def test_closing_waits_for_running_reads_without_stopping_the_loop(databas
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), loop).result(WAIT_SECONDS)
         return count_of("hits")(connection)
 
-    reading = asyncio.create_task(database.read(needs_the_loop))
+    reading = asyncio.create_task(database.read(needs_the_loop, brief=False))
     await asyncio.sleep(0.02)
     await within(database.close())
     assert reading.done() and reading.result() == 0

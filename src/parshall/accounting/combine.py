@@ -92,7 +92,9 @@ class Combiner:
     async def _answer(self, batch: list[_Waiting]) -> None:
         operations = [operation for operation, _ in batch]
         try:
-            answers, sums, kept = await self._database.write(lambda connection: self._apply(connection, operations))
+            answers, sums, kept = await self._database.write(
+                lambda connection: self._apply(connection, operations), brief=True
+            )
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, Unavailable):
                 for each in batch:  # a broken operation must not take others with it

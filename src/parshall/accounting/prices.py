@@ -37,7 +37,7 @@ class PriceList:
     async def in_force(self, model_id: str) -> PriceVersion:
         """What a reservation for the model would be priced at now. Raises ModelWithoutPrice."""
         database = self._database
-        version = await database.read(lambda c: queries.price_in_force(c, model_id, at=database.instant(c)))
+        version = await database.read(lambda c: queries.price_in_force(c, model_id, at=database.instant(c)), brief=True)
         if version is None:
             raise ModelWithoutPrice
         return version

@@ -237,7 +237,7 @@ class Accounting:
 
     async def receipt(self, stream_id: StreamId) -> Reservation:
         """A stream's reservation and, once it has ended, its settlement. Raises UnknownReservation."""
-        found = await self._database.read(lambda c: queries.find_reservation(c, stream_id))
+        found = await self._database.read(lambda c: queries.find_reservation(c, stream_id), brief=True)
         if found is None:
             raise UnknownReservation
         return found
@@ -256,7 +256,7 @@ class Accounting:
     async def balance(self, account_id: str) -> Balance:
         """What the account holds now; a grant that is due counts as gone even before it is booked so."""
         database = self._database
-        return await database.read(lambda c: queries.balance(c, account_id, at=database.instant(c)))
+        return await database.read(lambda c: queries.balance(c, account_id, at=database.instant(c)), brief=True)
 
     async def balance_of(self, user_id: UserId) -> tuple[Balance, Standing | None]:
         """What the user holds now, and what an organisation gives the user, as of one instant."""
@@ -267,7 +267,7 @@ class Accounting:
             held = queries.balance(connection, user_id, at=at)
             return held, queries_organisations.standing(connection, user_id, at=at)
 
-        return await database.read(work)
+        return await database.read(work, brief=True)
 
     async def check(self, user_id: UserId, required: int) -> tuple[bool, Credits]:
         """Whether one payer, the user or the user's organisation, covers `required` now, and the most that one does."""

@@ -67,7 +67,9 @@ class ApiKeys:
         key, user, known = await self._verified(text, address, at)
         scopes = granted_scopes(key.scopes, scope)
         if (day := apikey.day_of(at)) > (key.used_day or 0):
-            await self._database.write(lambda connection: apikey_store.record_use(connection, key.id, day=day))
+            await self._database.write(
+                lambda connection: apikey_store.record_use(connection, key.id, day=day), brief=True
+            )
         seconds = min(apikey.TOKEN_SECONDS, (key.expires_at - at) // SECOND)
         claims = keys.limited_claims(user, scopes, issuer=self._issuer, at=at, seconds=seconds, key_id=key.id)
         token = keys.sign(keys.signing_key(known, at=at), claims)
@@ -91,13 +93,13 @@ class ApiKeys:
         def look(connection: Connection) -> tuple[tuple[ApiKey, str] | None, list[SigningKey]]:
             return apikey_store.find_key(connection, apikey.claimed_id(text)), store.list_keys(connection)
 
-        found, known = await self._database.read(look)
+        found, known = await self._database.read(look, brief=True)
         right = hmac.compare_digest(found[1] if found else _NOBODY, digest(text))
         if found is None or not right or found[0].expires_at <= at:
             self._throttle.check("", address)
             self._throttle.failed("", address)
             raise ApiKeyRefused
-        user = await self._database.read(lambda connection: store.find_user(connection, found[0].user_id))
+        user = await self._database.read(lambda connection: store.find_user(connection, found[0].user_id), brief=True)
         if user is None:
             raise ApiKeyRefused
         return found[0], user, known

@@ -72,7 +72,7 @@ class Externals:
         Raises ExternalTokenRefused for whom we have removed.
         """
         at = self._clock()
-        known = await self._database.read(lambda connection: self._known(connection, identity, at))
+        known = await self._database.read(lambda connection: self._known(connection, identity, at), brief=True)
         if known is not None:
             return known
         try:

@@ -99,7 +99,7 @@ class Auth(Users):
                 or external_store.link_lives(connection, session_id, user_id)
             )
 
-        user, lives = await self._database.read(look)
+        user, lives = await self._database.read(look, brief=True)
         if not lives:
             raise model.SessionOver
         return user
@@ -179,7 +179,7 @@ class Auth(Users):
             store.insert_token(connection, digest(successor), family_id, at=at, expires_at=ends_at)
             return found(connection, user_id), family_id, keys.signing_key(store.list_keys(connection), at=at)
 
-        rotated = await self._database.write(rotate)
+        rotated = await self._database.write(rotate, brief=True)
         if rotated is None:
             raise model.RefreshRefused
         return self._session(*rotated, refresh_token=successor, at=at)
@@ -249,7 +249,9 @@ class Auth(Users):
         self._throttle.check(who, address)
         async with self._verifying:
             self._throttle.check(who, address)
-            credential = await self._database.read(lambda connection: store.find_credential(connection, who))
+            credential = await self._database.read(
+                lambda connection: store.find_credential(connection, who), brief=True
+            )
             matches = await self._hasher.verify(password, credential.password_hash if credential else None)
             if credential is None or not matches:
                 self._throttle.failed(who, address)
@@ -281,7 +283,7 @@ class Auth(Users):
             store.insert_token(connection, digest(token), family_id, at=at, expires_at=expires_at)
             return user, keys.signing_key(store.list_keys(connection), at=at)
 
-        begun = await self._database.write(begin)
+        begun = await self._database.write(begin, brief=True)
         if begun is None:
             return None
         return self._session(begun[0], family_id, begun[1], refresh_token=token, at=at)

@@ -76,7 +76,7 @@ class Users(Issuer):
 
     async def find_user(self, who: str) -> User:
         """The user with this id, username or e-mail address. Raises NotFound."""
-        return await self._database.read(lambda connection: found(connection, who))
+        return await self._database.read(lambda connection: found(connection, who), brief=True)
 
     async def resolve(self, who: str) -> UserId:
         """The id of the user with this id, username or e-mail address. Raises NotFound."""

@@ -208,7 +208,7 @@ class Openings:
                 raise NotFound("There is no such chat session, or it is not yours.")
             return session, store.list_messages(connection, session_id)
 
-        return await self._database.read(work)
+        return await self._database.read(work, brief=True)
 
     async def _record(self, stream: Stream, session: ChatSession, ask: Ask) -> None:
         """Keep the message and the stream together; from here on the id can be found."""
@@ -233,7 +233,7 @@ class Openings:
             store.change_session(connection, stream.session_id, title=title, updated_at=stream.created_at)
 
         try:
-            await self._database.write(work)
+            await self._database.write(work, brief=True)
         except IntegrityError as error:
             same = await self._records.find(stream.id) is not None
             raise _OpenedElsewhere if same else StreamActive from error

@@ -26,11 +26,11 @@ class Records:
 
     async def find(self, stream_id: StreamId) -> Stream | None:
         """The stream of that id."""
-        return await self._database.read(lambda c: store.find_stream(c, stream_id))
+        return await self._database.read(lambda c: store.find_stream(c, stream_id), brief=True)
 
     async def answer(self, stream_id: StreamId) -> str:
         """The text that a stream has left in the history."""
-        return await self._database.read(lambda c: store.answer_of(c, stream_id))
+        return await self._database.read(lambda c: store.answer_of(c, stream_id), brief=True)
 
     async def unfinished(self) -> AsyncIterator[Sequence[Stream]]:
         """Streams that still need something done, oldest first, a page at a time."""
@@ -45,19 +45,19 @@ class Records:
 
     async def add(self, stream: Stream) -> None:
         """Keep a stream without a message. Raises IntegrityError where its id is known or its chat session has one."""
-        await self._database.write(lambda c: store.add_stream(c, stream))
+        await self._database.write(lambda c: store.add_stream(c, stream), brief=True)
 
     async def forget(self, stream_id: StreamId) -> None:
         """Undo a turn that never began."""
-        await self._database.write(lambda c: store.forget_stream(c, stream_id))
+        await self._database.write(lambda c: store.forget_stream(c, stream_id), brief=True)
 
     async def claim(self, stream_id: StreamId, *, epoch: int) -> bool:
         """Fence earlier producers; False when it has already ended."""
-        return await self._database.write(lambda c: store.claim_stream(c, stream_id, epoch=epoch))
+        return await self._database.write(lambda c: store.claim_stream(c, stream_id, epoch=epoch), brief=True)
 
     async def move(self, stream: Stream, *, epoch: int) -> None:
         """Keep the model that answers from now on. Raises LeaseLost if another producer holds the stream."""
-        if not await self._database.write(lambda c: store.move_stream(c, stream, epoch=epoch)):
+        if not await self._database.write(lambda c: store.move_stream(c, stream, epoch=epoch), brief=True):
             raise LeaseLost
 
     async def end(self, stream: Stream, ending: Ending, *, text: str, epoch: int) -> Stream:
@@ -70,16 +70,16 @@ class Records:
                 store.add_message(connection, stream.session_id, _answer(stream, ending, text))
             store.change_session(connection, stream.session_id, updated_at=ending.ended_at)
 
-        await self._database.write(work)
+        await self._database.write(work, brief=True)
         return stream.ended(ending)
 
     async def settle(self, stream_id: StreamId, settlement: Settlement) -> None:
         """Keep what accounting answered."""
-        await self._database.write(lambda c: store.settle_stream(c, stream_id, settlement))
+        await self._database.write(lambda c: store.settle_stream(c, stream_id, settlement), brief=True)
 
     async def close(self, stream_id: StreamId) -> None:
         """Note that the log is closed."""
-        await self._database.write(lambda c: store.close_stream(c, stream_id, at=self._clock()))
+        await self._database.write(lambda c: store.close_stream(c, stream_id, at=self._clock()), brief=True)
 
 
 def _answer(stream: Stream, ending: Ending, text: str) -> Message:

@@ -91,7 +91,7 @@ class Chat:
                 message = Message(id=new_id(), role="user", content=first, stream_id=None, tokens=0, created_at=at)
                 store.add_message(connection, session.id, message)
 
-        await self._database.write(work)
+        await self._database.write(work, brief=True)
         return session
 
     async def page(
@@ -114,7 +114,7 @@ class Chat:
                 streams=store.session_streams(connection, session_id),
             )
 
-        return await self._database.read(work)
+        return await self._database.read(work, brief=True)
 
     async def change(
         self, session_id: SessionId, *, user_id: UserId, title: str | None, model_id: str | None
@@ -129,7 +129,7 @@ class Chat:
             store.change_session(connection, session_id, updated_at=at, **values)
             return replace(session, updated_at=at, title=title or session.title, model_id=model_id or session.model_id)
 
-        return await self._database.write(work)
+        return await self._database.write(work, brief=True)
 
     async def delete(self, session_id: SessionId, *, user_id: UserId) -> None:
         """Forget a chat session; a stream in it is stopped and settled first. Raises NotFound, StreamActive."""

@@ -19,13 +19,16 @@ It lets the errors of its statements pass: PostgreSQL refuses every statement af
 
 
 class Database(Protocol):
-    """Transactions on one service's records. Implemented by SqliteDatabase and PostgresDatabase."""
+    """Transactions on one service's records. Implemented by SqliteDatabase and PostgresDatabase.
 
-    async def read(self, work: Work[T]) -> T:
+    `brief` work touches few rows, all by their keys. An engine within the process carries it out on the event loop.
+    """
+
+    async def read(self, work: Work[T], *, brief: bool = False) -> T:
         """Run `work` on a consistent snapshot; a write in it fails. Raises Unavailable once closed."""
         ...
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, brief: bool = False) -> T:
         """Run `work` in a transaction and return its result once that is durable; an exception undoes all of it.
 
         Raises Unavailable where nothing could be kept, where it is not known whether it was, and once closed.

@@ -111,11 +111,11 @@ class PostgresDatabase:
             self._dispose()
             raise
 
-    async def read(self, work: Work[T]) -> T:
+    async def read(self, work: Work[T], *, brief: bool = False) -> T:  # noqa: ARG002 - every round trip is long
         """Run `work` on a snapshot. Raises Unavailable where no connection is to be had."""
         return await self._answer(self._readers, self._read, work)
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, brief: bool = False) -> T:  # noqa: ARG002 - every round trip is long
         """Run `work` in a transaction; returns once it is committed.
 
         A caller that is cancelled meanwhile does not undo it: whoever must know asks again by id.
