@@ -26,6 +26,8 @@ from parshall.kernel.scopes import opens_to
 from parshall.kernel.tokens import CHAT_SCOPE
 
 router = APIRouter(prefix="/api", tags=["chat"], dependencies=[opens_to(CHAT_SCOPE)], route_class=StrictRoute)
+router.include_router(silence_router)  # first: its path would be a stream's id
+router.include_router(streams_router)
 
 
 @router.post("/chat/sessions", status_code=201)
@@ -140,7 +142,3 @@ async def _model_wire(request: Request, card: ModelCard) -> dict[str, Any]:
         "contextTokens": card.context_tokens,
         "available": True,
     }
-
-
-router.include_router(silence_router)  # first: its path would be a stream's id
-router.include_router(streams_router)

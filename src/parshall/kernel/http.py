@@ -2,7 +2,6 @@
 
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from email.utils import formatdate
 from functools import lru_cache
@@ -22,6 +21,7 @@ from parshall.kernel import metrics, trace
 from parshall.kernel.bodies import BODY_BYTES_MAX
 from parshall.kernel.browsers import SECURITY
 from parshall.kernel.errors import Forbidden, ParshallError, Unauthenticated
+from parshall.kernel.ids import new_id
 from parshall.kernel.ratelimit import REFUSED_CALLER, Pairs, RateLimit
 from parshall.kernel.recording import RawHeaders, header_list
 from parshall.kernel.refusals import TOO_LARGE, problem
@@ -133,7 +133,7 @@ class Edge:
             return
         headers = Headers(scope=scope)
         given = headers.get(names.REQUEST_ID_HEADER, "")
-        request_id = scope["request_id"] = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+        request_id = scope["request_id"] = given if _REQUEST_ID.match(given) else new_id()
         scope[names.LOGGED_PATH] = names.loggable(scope["path"], self._words)
         structlog.contextvars.clear_contextvars()
         trace_id = trace.begin(headers.get(trace.TRACEPARENT_HEADER, ""))

@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import uuid
 from typing import NewType
 
 from parshall.kernel.errors import Invalid
@@ -62,4 +61,4 @@ def is_user_id(who: str) -> bool:
 
 def new_id() -> str:
     """32 random hex digits, for rows that need no order."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any, TextIO, cast
 
 import msgspec
@@ -75,14 +76,19 @@ def _naming(service: str) -> Any:
 
 
 def _hidden(name: object, value: Any) -> Any:
-    plain = str(name).lower().replace("_", "").replace("-", "")
-    if any(word in plain for word in _HIDDEN) and not isinstance(value, _NUMBERS_KEPT):
+    if not isinstance(value, _NUMBERS_KEPT) and _speaks_of_a_secret(str(name)):
         return "redacted"
     if isinstance(value, Mapping):
         return {inner: _hidden(inner, item) for inner, item in value.items()}
     if isinstance(value, list):
         return [_hidden("", item) for item in value]
     return value
+
+
+@lru_cache(maxsize=1024)
+def _speaks_of_a_secret(name: str) -> bool:
+    plain = name.lower().replace("_", "").replace("-", "")
+    return any(word in plain for word in _HIDDEN)
 
 
 def log(area: str) -> Any:
