@@ -93,17 +93,17 @@ class MortalDatabase:
         self.plan: Plan | None = None
         self.dead = False
 
-    async def read(self, work: Work[T]) -> T:
+    async def read(self, work: Work[T], *, brief: bool = False) -> T:
         self._live()
-        return await self._database.read(work)
+        return await self._database.read(work, brief=brief)
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, brief: bool = False) -> T:
         self._live()
         unit = _Unit(self)
         if isinstance(unit.plan, Late):
             unit.plan.reached.set()
             await unit.plan.resumed.wait()
-        result = await self._database.write(lambda connection: unit.run(work, connection))
+        result = await self._database.write(lambda connection: unit.run(work, connection), brief=brief)
         unit.committed()
         return result
 

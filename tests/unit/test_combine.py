@@ -38,11 +38,11 @@ class Gated:
         self.waiting = 0
         self.batches = 0
 
-    async def read(self, work: Work[T]) -> T:
-        return await self.database.read(work)
+    async def read(self, work: Work[T], *, brief: bool = False) -> T:
+        return await self.database.read(work, brief=brief)
 
-    async def write(self, work: Work[T]) -> T:
-        answer = await self.database.write(work)
+    async def write(self, work: Work[T], *, brief: bool = False) -> T:
+        answer = await self.database.write(work, brief=brief)
         self.waiting += 1
         self.batches += 1
         await self.gate.wait()
