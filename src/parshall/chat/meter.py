@@ -11,7 +11,7 @@ EXTEND_RETRY_SECONDS = 0.2
 
 
 class Meter:
-    """Counts tokens; nothing may pass that `fits` has not allowed (M7)."""
+    """Counts tokens; none may be logged that it has not counted (M7)."""
 
     def __init__(self, granted: Slice, *, output_tokens_max: int) -> None:
         """Begin with the first slice; `output_tokens_max` is the turn's own limit."""
@@ -26,10 +26,13 @@ class Meter:
         """Whether that many more tokens are paid for."""
         return self.used + tokens <= self.granted
 
-    def count(self, tokens: int) -> None:
-        """Count tokens that are about to be logged."""
-        self.used += tokens
-        assert self.used <= self.granted, "unpaid tokens must not be logged"
+    def count(self, tokens: int) -> bool:
+        """Count tokens that are about to be logged; False, and nothing counted, where they are not paid for."""
+        used = self.used + tokens
+        if used > self.granted:
+            return False
+        self.used = used
+        return True
 
     @property
     def runs_low(self) -> bool:

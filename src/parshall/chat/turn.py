@@ -205,10 +205,8 @@ class Producer:
     def _count(self, delta: Delta) -> bool:
         """Count a delta; False where it is not paid for."""
         if isinstance(delta, TextDelta):
-            meter = self._credit.meter
-            if not meter.fits(delta.tokens):
+            if not self._credit.meter.count(delta.tokens):
                 return False
-            meter.count(delta.tokens)
             self._gathered.append(delta)
         elif isinstance(delta, UsageReport):
             self._reported = delta.usage
@@ -255,8 +253,7 @@ class Producer:
         """Of a delta that is not paid for whole, take what is: a provider may send an answer in one piece."""
         meter = self._credit.meter
         left = meter.granted - meter.used
-        if left and self._stopped is None and (part := beginning(delta, left)).text:
-            meter.count(left)
+        if left and self._stopped is None and (part := beginning(delta, left)).text and meter.count(left):
             self._gathered.append(part)
 
     def _cut(self) -> Outcome:
@@ -275,14 +272,11 @@ class Producer:
         if not self._gathered:
             return KEPT
         events, self._gathered = joined(self._gathered), []
-        total, offset = self._credit.meter.used, self._writer.next_offset + len(events)
+        before = total = self._credit.meter.used - sum(event.tokens for event in events)
         frames: list[bytes] = []
-        for event in reversed(events):
-            offset -= 1
+        for offset, event in enumerate(events, self._writer.next_offset):
+            total += event.tokens
             frames.append(text_frame(event, offset, total))
-            total -= event.tokens
-        frames.reverse()
-        before = total
         try:
             kept = self._writer.write(frames)
         except LogUnavailable:

@@ -28,6 +28,8 @@ class Writer:
         self.next_offset = next_offset
         self._log = stream_log
         self._lease = lease
+        self._last_offset = stream_log.bounds.events_max // 2
+        self._bytes_max = stream_log.bounds.bytes_max // 2
         self._waiting: list[bytes] = []
         self._bytes_waiting = 0
         self._bytes = 0
@@ -38,8 +40,7 @@ class Writer:
     @property
     def full(self) -> bool:
         """Whether no more of this stream should be written: its end must still find room."""
-        bounds = self._log.bounds
-        return 2 * self.next_offset > bounds.events_max or 2 * self._bytes > bounds.bytes_max
+        return self.next_offset > self._last_offset or self._bytes > self._bytes_max
 
     def write(self, frames: Sequence[bytes]) -> Awaitable[None]:
         """Have the log keep the next frames, or keep them here while it is away; KEPT where that is done at once.

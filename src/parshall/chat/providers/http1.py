@@ -152,7 +152,7 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         if self._usable and self._reply is not None:
-            self._reply.add(body)
+            self._reply.pieces.append(body)
 
     def on_message_complete(self) -> None:
         """The answer is whole, unless it was an interim one."""

@@ -279,7 +279,8 @@ class _Reading:
 
     def _go_on(self) -> None:
         answer = self._answer
-        answer.check()
+        if answer.failure is not None:
+            raise answer.failure
         if answer.done:
             raise _Whole
         if answer.finished:

@@ -34,7 +34,7 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
-_decoder = msgspec.json.Decoder(_Chunk)
+_decode = msgspec.json.Decoder(_Chunk).decode
 
 
 def garbage(detail: str) -> ProviderFailure:
@@ -106,7 +106,8 @@ class Answer:
         self.done = False
         self.begun = False
         self._finish: Finish | None = None
-        self._failure: ProviderFailure | None = None
+        self.failure: ProviderFailure | None = None
+        """What is wrong with the last read; it matters once the deltas before that have been used."""
         self._half = ""  # of a surrogate pair, until the other comes: some servers cut text by UTF-16 units
         self._events = EventReader()
 
@@ -116,19 +117,14 @@ class Answer:
         return self.done or self._finish is not None
 
     def read(self, chunk: bytes) -> list[Delta]:
-        """The deltas of all events that `chunk` completes, up to the first that is wrong; `check` then says so."""
+        """The deltas of all events that `chunk` completes, up to the first that is wrong; `failure` then says so."""
         deltas: list[Delta] = []
         try:
             for payload in self._events.feed(chunk):
                 self._take(payload, deltas)
         except ProviderFailure as failure:
-            self._failure = failure
+            self.failure = failure
         return deltas
-
-    def check(self) -> None:
-        """Raises ProviderFailure where the last read went wrong; asked after its deltas have been used."""
-        if self._failure is not None:
-            raise self._failure
 
     def end(self) -> list[Delta]:
         """The last deltas, `Finish` at the end. Raises ProviderFailure where the answer was cut short."""
@@ -152,7 +148,12 @@ class Answer:
         if payload.endswith(b"]") and payload.strip() == b"[DONE]":
             self.done = True
             return
-        chunk = _decode(payload)
+        try:
+            chunk = _decode(payload)
+        except msgspec.ValidationError as error:
+            raise garbage("sent an event of an unknown form") from error
+        except ValueError:
+            chunk = _decode_leniently(payload)
         if chunk.error:
             raise _failure(chunk.error)
         for choice in chunk.choices or ():
@@ -184,15 +185,6 @@ class Answer:
         content = self._half + content
         self._half = content[-1] if "\ud800" <= content[-1] <= "\udbff" else ""
         return clean(content[: len(content) - len(self._half)])
-
-
-def _decode(payload: bytes) -> _Chunk:
-    try:
-        return _decoder.decode(payload)
-    except msgspec.ValidationError as error:
-        raise garbage("sent an event of an unknown form") from error
-    except ValueError:
-        return _decode_leniently(payload)
 
 
 def _decode_leniently(payload: bytes) -> _Chunk:

@@ -15,15 +15,15 @@ class Patience:
         """Whether it is not the provider that is waited for."""
         self._lost = lost
         self._loop = asyncio.get_running_loop()
-        self._deadline = deadline
+        self._deadline = self._looks_at = deadline
         self._timer = self._loop.call_at(deadline, self._look)
 
     def again(self, seconds: float) -> None:
         """So many seconds from now on."""
         self._deadline = self._loop.time() + seconds
-        if self._deadline < self._timer.when():
+        if self._deadline < self._looks_at:
             self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline, self._look)
+            self._look_at(self._deadline)
 
     def close(self) -> None:
         """Wait for as long as it takes."""
@@ -33,8 +33,12 @@ class Patience:
         """Armed anew only here: a deadline that was moved is looked at when the timer of the last one fires."""
         now = self._loop.time()
         if self.rests:
-            self._timer = self._loop.call_at(now + LOOK_AGAIN_SECONDS, self._look)
+            self._look_at(now + LOOK_AGAIN_SECONDS)
         elif now < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._look)
+            self._look_at(self._deadline)
         else:
             self._lost()
+
+    def _look_at(self, instant: float) -> None:
+        self._looks_at = instant
+        self._timer = self._loop.call_at(instant, self._look)

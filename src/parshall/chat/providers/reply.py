@@ -52,8 +52,8 @@ class Reply:
         self._connection = connection
         self._take: Take | None = None
         self._context = copy_context()
-        self._pieces: list[bytes] = []
-        self._bytes = 0
+        self.pieces: list[bytes] = []
+        """Of the body, not given away yet."""
         self._whole = False
         self._lost: Lost | None = None
         self._failure: Exception | None = None
@@ -72,7 +72,7 @@ class Reply:
         context of this task. Raises Lost.
         """
         while True:
-            while self._pieces:
+            while self.pieces:
                 wanted = take(self._waiting())
                 if wanted is not None:
                     await wanted
@@ -143,11 +143,6 @@ class Reply:
         if not self.begun.done():
             self.begun.set_result(None)
 
-    def add(self, piece: bytes) -> None:
-        """A piece of the body."""
-        self._pieces.append(piece)
-        self._bytes += len(piece)
-
     def end(self) -> None:
         """The body is whole."""
         self._whole = True
@@ -155,7 +150,7 @@ class Reply:
     def give(self) -> None:
         """Hand out what a read has brought."""
         take = self._take
-        if self._pieces and take is not None:
+        if self.pieces and take is not None:
             try:
                 self._wanted = self._context.run(take, self._waiting())
             except Exception as failure:  # it belongs to who waits in `each`
@@ -165,12 +160,15 @@ class Reply:
                 self._tell()
         if self._whole:
             self._tell()
-        elif self._bytes > WAITING_BYTES_MAX:
+        elif self.pieces and sum(map(len, self.pieces)) > WAITING_BYTES_MAX:
             self._connection.hold()
 
     def _waiting(self) -> bytes:
-        pieces, self._pieces, self._bytes = self._pieces, [], 0
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces = self.pieces
+        if len(pieces) == 1:
+            return pieces.pop()
+        self.pieces = []
+        return b"".join(pieces)
 
     def _tell(self) -> None:
         if self._news is not None and not self._news.done():

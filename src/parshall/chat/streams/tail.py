@@ -26,7 +26,7 @@ class Feed:
     """What readers here know of a live stream: `last` is the newest offset shown."""
 
     last: int
-    frames: deque[bytes] = field(default_factory=deque)
+    frames: deque[bytes] = field(default_factory=lambda: deque(maxlen=FRAMES_IN_MEMORY_MAX))
     tails: "set[FeedTail]" = field(default_factory=set)
     closed: bool = False
     doubtful: bool = False
@@ -34,11 +34,14 @@ class Feed:
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """Show kept frames to the readers."""
+        before = self.last
         self.frames.extend(frames)
-        self.last += len(frames)
-        while len(self.frames) > FRAMES_IN_MEMORY_MAX:
-            self.frames.popleft()
-        self.wake()
+        self.last = before + len(frames)
+        if self.doubtful:
+            self.wake()
+            return
+        for tail in self.tails:
+            tail.show(frames, before)
 
     def adopt(self, tails: "set[FeedTail]") -> None:
         """Take over the readers of an earlier feed."""
@@ -61,8 +64,6 @@ class Feed:
     def after(self, offset: int) -> Sequence[bytes] | None:
         """Frames after `offset` that are at hand; None where the log must be asked."""
         behind = self.last - offset
-        if behind == 1 and self.frames and not self.doubtful:
-            return (self.frames[-1],)
         skip = len(self.frames) - behind
         if skip < 0 or self.doubtful:
             return None
@@ -134,21 +135,20 @@ class FeedTail:
         self.close()
         raise StopAsyncIteration
 
-    def wake(self) -> None:
-        """Something changed: whoever waits here looks again, unless the news can be pushed."""
-        if self._waiter is not None and not self._waiter.done() and not self._pushed():
+    def show(self, frames: Sequence[bytes], before: int) -> None:
+        """These are kept now, behind the offset `before`: whoever waits for them gets them pushed, or looks."""
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._after == before and frames and self.push is not None and self.push(frames):
+            self._after += len(frames)
+            self._quiet_since = self._loop.time()
+        else:
             self._waiter.set_result(None)
 
-    def _pushed(self) -> bool:
-        """Whether there is nothing to look for: the next frames are at hand and were taken."""
-        if self.push is None or self._error is not None or self._closed:
-            return False
-        frames = self._at_hand()
-        if not frames or not self.push(frames):
-            return False
-        self._after += len(frames)
-        self._quiet_since = self._loop.time()
-        return True
+    def wake(self) -> None:
+        """Something changed: whoever waits here looks again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def cut(self, error: LogUnavailable) -> None:
         """Hand out nothing more but the error."""
