@@ -7,7 +7,7 @@ span in which it was started, which may end before it.
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -65,6 +65,7 @@ class Tracer(Protocol):
 
 _current: ContextVar[Place | None] = ContextVar("trace", default=None)
 _tracer: Tracer | None = None
+_NO_SPAN = nullcontext()
 
 
 def install(tracer: Tracer | None) -> None:
@@ -93,16 +94,19 @@ def traceparent() -> str:
     return f"00-{place.trace_id}-{span_id}-{place.flags}"
 
 
-@contextmanager
 def span(
     name: str, kind: Kind = "internal", *, stream: str | None = None, attributes: Mapping[str, Value] | None = None
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """A span around the block, which may name a stream. An exception fails it; a cancelled one has merely ended."""
     if _tracer is None:
-        yield
-        return
+        return _NO_SPAN
     named = {} if stream is None else {STREAM_ATTRIBUTE: stream}
-    place = _tracer.start(name, kind, _current.get(), named | dict(attributes or {}))
+    return _running(_tracer, name, kind, named | dict(attributes or {}))
+
+
+@contextmanager
+def _running(tracer: Tracer, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Iterator[None]:
+    place = tracer.start(name, kind, _current.get(), attributes)
     before = _current.set(place)
     assert place.span is not None
     try:
