@@ -81,6 +81,17 @@ async def test_question_and_answer_are_in_the_history(turns: Rig, session: Sessi
     assert [m.content for m in turns.provider.prompts[-1].messages] == ["fake-n3", Script(n=3).text(), "fake-n2 again"]
 
 
+@pytest.mark.parametrize("brief", [2, 3, 4])
+async def test_a_model_is_told_the_whole_conversation_however_long_it_is(
+    turns: Rig, session: SessionId, monkeypatch: pytest.MonkeyPatch, brief: int
+) -> None:
+    monkeypatch.setattr("parshall.chat.openings.BRIEF_MESSAGES_MAX", brief)
+    for number in (1, 2, 3):
+        await turns.read(await turns.ask(session, f"fake-n{number}"))
+    said = [each for number in (1, 2) for each in (f"fake-n{number}", Script(n=number).text())]
+    assert [m.content for m in turns.provider.prompts[-1].messages] == [*said, "fake-n3"]
+
+
 async def test_hard_text_arrives_unharmed(turns: Rig, session: SessionId) -> None:
     events = await turns.read(await turns.ask(session, "fake-nasty"))
     assert text_of(events) == "".join(NASTY)

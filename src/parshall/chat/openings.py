@@ -29,6 +29,8 @@ from parshall.kernel.errors import InsufficientCredits, KeyReused, NotFound, Par
 from parshall.kernel.ids import SessionId, StreamId, UserId, new_id, new_stream_id
 from parshall.kernel.metering import Slice
 
+BRIEF_MESSAGES_MAX = 100
+"""A longer conversation is not read on the event loop, which it would hold up."""
 RESERVE_SECONDS_MAX = 5.0
 RETRIES = Retries()
 OPENING_SECONDS_MAX = 30.0
@@ -202,13 +204,16 @@ class Openings:
         await self._begin(stream, prompt, choice, conversation, named=named)
 
     async def _conversation(self, session_id: SessionId, user_id: UserId) -> tuple[ChatSession, list[Message]]:
-        def work(connection: Connection) -> tuple[ChatSession, list[Message]]:
+        def work(connection: Connection, most: int) -> tuple[ChatSession, list[Message]]:
             session = store.find_session(connection, session_id, user_id=user_id)
             if session is None:
                 raise NotFound("There is no such chat session, or it is not yours.")
-            return session, store.list_messages(connection, session_id)
+            return session, store.list_messages(connection, session_id, most=most)
 
-        return await self._database.read(work, brief=True)
+        session, history = await self._database.read(lambda c: work(c, BRIEF_MESSAGES_MAX + 1), brief=True)
+        if len(history) > BRIEF_MESSAGES_MAX:
+            session, history = await self._database.read(lambda c: work(c, store.ALL_MESSAGES))
+        return session, history
 
     async def _record(self, stream: Stream, session: ChatSession, ask: Ask) -> None:
         """Keep the message and the stream together; from here on the id can be found."""

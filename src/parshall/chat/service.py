@@ -114,7 +114,7 @@ class Chat:
                 streams=store.session_streams(connection, session_id),
             )
 
-        return await self._database.read(work, brief=True)
+        return await self._database.read(work)
 
     async def change(
         self, session_id: SessionId, *, user_id: UserId, title: str | None, model_id: str | None

@@ -93,12 +93,14 @@ _SESSION = Fixed(
     )
 )
 _HOLD = select(chat_sessions.c.id).where(chat_sessions.c.id == bindparam("session")).with_for_update()
+ALL_MESSAGES = 2**31 - 1
 _ADD_MESSAGE = Fixed(insert(messages), *messages.c.keys())
 # A question and its answer may share an instant on a coarse clock; the role then keeps them in order.
 _MESSAGES = Fixed(
     select(*(messages.c[name] for name in _OF_MESSAGE))
     .where(messages.c.session_id == bindparam("session"))
     .order_by(messages.c.created_at, messages.c.role.desc(), messages.c.id)
+    .limit(bindparam("most"))
 )
 _NEW = tuple(
     column.name for column in streams.c if column.name not in ("ended_at", "ending", "settlement", "closed_at")
@@ -187,9 +189,9 @@ def add_message(connection: Connection, session_id: SessionId, message: Message)
     _ADD_MESSAGE.run(connection, {"session_id": session_id, **{name: getattr(message, name) for name in _OF_MESSAGE}})
 
 
-def list_messages(connection: Connection, session_id: SessionId) -> list[Message]:
-    """The messages of a chat session, oldest first."""
-    rows = _MESSAGES.rows(connection, {"session": session_id})
+def list_messages(connection: Connection, session_id: SessionId, *, most: int = ALL_MESSAGES) -> list[Message]:
+    """The messages of a chat session, oldest first, and so many at most."""
+    rows = _MESSAGES.rows(connection, {"session": session_id, "most": most})
     return [Message(**dict(zip(_OF_MESSAGE, row, strict=True))) for row in rows]
 
 
