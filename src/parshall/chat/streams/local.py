@@ -128,9 +128,7 @@ class LocalStreamLog:
 
     def append(self, lease: Lease, frames: Sequence[bytes], *, first_offset: int) -> Awaitable[None]:
         """Keep the frames, then let the readers see them: never the other way round. It is done at once."""
-        live = self._live.get(lease.stream_id)
-        if live is None or live.lease.epoch != lease.epoch:
-            raise LeaseLost
+        live = self._held(lease)
         if first_offset != live.last + 1:
             raise LogUnavailable(f"The log expects event {live.last + 1} next; the producer has lost its place.")
         size = live.size + (len(frames[0]) if len(frames) == 1 else sum(map(len, frames)))
