@@ -39,7 +39,8 @@ up: environment ## start Parshall; arguments: make up ARGS="--demo"
 	@exec $(BIN)/parshall up $(ARGS)
 
 test: environment ## run the tests; some of them: make test ARGS="tests/unit -k credits"
-	@$(BIN)/python -m pytest -m "not soak" --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m "not soak" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	  $(ARGS)
 
 check: environment ## lint, formatting, types, layers and the rules of CONTRIBUTING.md
 	@$(BIN)/ruff check .

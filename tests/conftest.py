@@ -1,5 +1,6 @@
 """Settings and fixtures of every test session."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ from tests.valkey import Valkey
 settings.register_profile("parshall", deadline=None, print_blob=True)
 settings.load_profile("parshall")
 SYSTEM = Path(__file__).parent / "system"
+LONGEST_FIRST = ("system", "mutants", "simulation", "unit", "contracts", "tidy")
+"""The folders of tests, in the order in which it matters that a file is not the last one that somebody waits for."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """A process more than there are processors: tests often wait, for a process that starts or a time that passes."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Apart from the usual topology, leave out what does not depend on it, and skip what says that it cannot."""
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(SYSTEM.parent).parts[0]))
     if config.getoption("topology") == topologies.SPLIT:
         config.hook.pytest_deselected(items=[item for item in items if not _has_topology(item)])
         items[:] = [item for item in items if _has_topology(item)]

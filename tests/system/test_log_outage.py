@@ -10,7 +10,8 @@ from tests import quick
 from tests.ledgers import check_ledger
 from tests.scripted import Script
 from tests.serving import Caller, Server, serving, text_of, tokens_of, upstream
-from tests.system.test_process import begin, failing, settings
+from tests.system.test_process import begin, settings
+from tests.system.test_starts import failing
 from tests.valkey import Valkey, unused_port
 
 from parshall.kernel.sse import Event

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import httpx2
@@ -23,8 +24,6 @@ from parshall.cli.main import app
 from parshall.kernel.headers import STREAM_ID_HEADER, loggable
 
 RUN_SECONDS_MAX = 100
-WHOLE = surface(ALL).openapi()
-PARTS = {service: surface(frozenset({service})).openapi() for service in ServiceName}
 SHARED = {"/health", "/api/health", "/api/version", "/metrics"}
 """What every service answers."""
 
@@ -42,6 +41,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield made
 
 
+@cache
+def whole() -> dict[str, Any]:
+    """The document of all services together."""
+    return surface(ALL).openapi()
+
+
+@cache
+def parts() -> dict[ServiceName, dict[str, Any]]:
+    """That of each service apart."""
+    return {service: surface(frozenset({service})).openapi() for service in ServiceName}
+
+
 def items(folder: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for each in folder["item"]:
         yield from items(each) if "item" in each else (each,)
@@ -57,13 +68,13 @@ def test_the_command_and_a_server_give_the_same_documents(path: str, arguments: 
         shown = CliRunner().invoke(app, ["openapi", *arguments, *whose])
         assert json.loads(shown.stdout) == httpx2.get(url + path).json()
         assert f'href="{path}"' in httpx2.get(url).text
-    assert "(/postman.json)" in WHOLE["info"]["description"], "which /docs shows"
+    assert "(/postman.json)" in whole()["info"]["description"], "which /docs shows"
 
 
 def test_each_service_has_its_part_and_together_they_are_all() -> None:
-    found = [path for part in PARTS.values() for path in part["paths"] if path not in SHARED]
-    assert len(found) == len(set(found)) and {*found, *SHARED} == set(WHOLE["paths"])
-    for service, part in PARTS.items():
+    found = [path for part in parts().values() for path in part["paths"] if path not in SHARED]
+    assert len(found) == len(set(found)) and {*found, *SHARED} == set(whole()["paths"])
+    for service, part in parts().items():
         made = collection(part, name=service.value)
         assert len(list(items(made))) == len(operations(part))
         (base,) = [each["value"] for each in made["variable"] if each["key"].endswith("Url")]
@@ -72,7 +83,7 @@ def test_each_service_has_its_part_and_together_they_are_all() -> None:
 
 def test_every_operation_is_described_and_every_body_has_an_example_that_fits() -> None:
     wanting, used = [], set()
-    for method, path, described in operations(WHOLE):
+    for method, path, described in operations(whole()):
         named = [
             each for each in described.get("parameters", ()) if not each.get("description") or "example" not in each
         ]
@@ -88,7 +99,7 @@ def test_every_operation_is_described_and_every_body_has_an_example_that_fits() 
 def test_the_document_promises_the_id_header_on_every_answer_about_a_stream() -> None:
     promised = {
         f"{method} {path}"
-        for method, path, described in operations(WHOLE)
+        for method, path, described in operations(whole())
         if STREAM_ID_HEADER in described["responses"].get("200", {}).get("headers", {})
     }
     assert promised == {
@@ -102,7 +113,7 @@ def test_the_document_promises_the_id_header_on_every_answer_about_a_stream() ->
 
 def test_logs_know_every_word_of_every_path() -> None:
     """Whatever else stands in a path is left out of them."""
-    segments = {part for path in WHOLE["paths"] for part in path.split("/") if part and not part.startswith("{")}
+    segments = {part for path in whole()["paths"] for part in path.split("/") if part and not part.startswith("{")}
     words = words_of(surface(ALL))
     assert segments - words == set()
     stream = "/api/chat/streams/stream-1620847252-a1b2c3d4/stop"
@@ -114,13 +125,13 @@ def test_logs_know_every_word_of_every_path() -> None:
 
 
 def fits(content: dict[str, Any]) -> bool:
-    schema = {**content["schema"], "components": WHOLE["components"]}
+    schema = {**content["schema"], "components": whole()["components"]}
     return bool(jsonschema_rs.is_valid(schema, content["example"]))
 
 
 def test_the_whole_collection_asks_each_service_for_what_it_answers() -> None:
-    asked = {each["request"]["url"]["raw"] for each in items(collection(WHOLE, name="parshall"))}
-    for service, part in PARTS.items():
+    asked = {each["request"]["url"]["raw"] for each in items(collection(whole(), name="parshall"))}
+    for service, part in parts().items():
         for each in items(collection(part, name=service.value)):
             where = each["request"]["url"]["raw"]
             is_chats = service is ServiceName.CHAT or where.removeprefix("{{baseUrl}}") in SHARED
@@ -137,7 +148,7 @@ def ran(server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
     folder = node_folder(POSTMAN)
     report = tmp_path_factory.mktemp("newman") / "report.json"
     file = report.with_name("collection.json")
-    file.write_text(json.dumps(collection(WHOLE, name="parshall")), encoding="utf-8")
+    file.write_text(json.dumps(collection(whole(), name="parshall")), encoding="utf-8")
     given = {"baseUrl": server.url, "username": "admin", "password": ADMIN_PASSWORD}
     given |= {APART[service]: url for service, url in server.services.items() if service in APART}
     given |= {"clientId": "tester", "clientSecret": secret(server)}
@@ -162,7 +173,7 @@ def answers(ran: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
 
 
 def test_every_variable_of_a_collection_is_one_that_it_declares_and_a_script_or_a_person_sets() -> None:
-    made = collection(WHOLE, name="parshall")
+    made = collection(whole(), name="parshall")
     declared = {each["key"] for each in made["variable"]}
     used = set(re.findall(r"\{\{(\w+)\}\}", json.dumps(made)))
     kept = set(re.findall(r"collectionVariables\.set\('(\w+)'", json.dumps(made)))
@@ -175,7 +186,7 @@ def test_every_variable_of_a_collection_is_one_that_it_declares_and_a_script_or_
 @pytest.mark.timeout(600)
 def test_a_run_of_the_whole_collection_meets_no_error_of_the_server(ran: list[dict[str, Any]], server: Server) -> None:
     came = answers(ran)
-    assert len(came) == len(operations(WHOLE)) + len(FIRST_STEPS)
+    assert len(came) == len(operations(whole())) + len(FIRST_STEPS)
     assert [each for each in came if not 200 <= each[2] < 500] == []
     failed = [
         f"{each['item']['name']}: {test['assertion']}: {test['error'].get('message')}"

@@ -13,7 +13,8 @@ from tests.replicas import check_world
 from tests.scraping import TOKEN, scrape
 from tests.scripted import Script
 from tests.serving import Server, serving, stream_id_of, text_of, upstream
-from tests.system.test_process import begin, failing
+from tests.system.test_process import begin
+from tests.system.test_starts import failing
 from tests.valkey import Valkey
 
 pytestmark = [
