@@ -38,6 +38,8 @@ CHECKPOINT_SECONDS = 1.0
 """How long after a commit the write-ahead log is moved into the file."""
 LOG_PAGES_MAX = 16_384
 """Of the write-ahead log. A longer one is moved while nobody writes, so that it can begin anew."""
+MOVES_MORE = 2
+"""Moves before that, each of what was written during the one before it: ever less is left for when nobody may write."""
 CHECKPOINT_BUSY_MILLISECONDS = 50
 """How long that may keep others from writing, where a long read is in its way."""
 
@@ -234,8 +236,9 @@ class SqliteDatabase:
         try:
             with self._engine.connect() as connection:
                 driver = driver_of(connection)
-                [(_, pages, _)] = driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                if pages >= LOG_PAGES_MAX:  # somebody wrote at each moment at which it could have begun anew
+                if _moved(driver) >= LOG_PAGES_MAX:  # somebody wrote at each moment at which it could have begun anew
+                    for _ in range(MOVES_MORE):
+                        _moved(driver)
                     driver.execute(f"PRAGMA busy_timeout={CHECKPOINT_BUSY_MILLISECONDS}").close()
                     try:
                         driver.execute("PRAGMA wal_checkpoint(RESTART)").close()
@@ -243,6 +246,12 @@ class SqliteDatabase:
                         driver.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}").close()
         except (sqlite3.Error, DatabaseError) as error:
             _logger.warning("checkpoint_failed", path=str(self._path), reason=str(error))
+
+
+def _moved(driver: sqlite3.Connection) -> int:
+    """Move what is in the write-ahead log while others go on writing it; its length in pages."""
+    [(_, pages, _)] = driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    return int(pages)
 
 
 def _to_disk(file: int) -> None:
