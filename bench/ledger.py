@@ -7,11 +7,14 @@ books are checked: nothing is held, and what was charged is what the balances la
 With --history the same account is measured in ledgers of different lengths instead: it owns half of the transfers,
 every other stream being its own, and the rest is spread over accounts of 500 transfers each (bench/history.py). Each
 turn gets a copy of the ledger as it was built.
+
+With --flush the disk takes so much longer to bring a commit to safety (bench/disk.py).
 """
 
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import sys
 import tempfile
@@ -27,6 +30,7 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.baselines import Opened, connections, naive, one_statement
+from bench.disk import check_slowed, flush_milliseconds, slowed
 from bench.engines import Databases, Engine, Files
 from bench.history import PRICE, build
 from bench.measuring import Books, Result, measure
@@ -205,11 +209,16 @@ def _after(engine: Engine, built: tuple[int, str, str], shortest: int, at_once: 
 def main() -> None:
     """Measure in turn, print the tables, keep the raw results where asked to."""
     given = _arguments()
+    if given.flush:
+        slowed(given.flush)
     tempfile.tempdir = None if given.folder is None else str(given.folder.resolve())
+    print(f"A flush takes {flush_milliseconds():.2f} ms.", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         engines: list[Engine] = [Files()] if "sqlite" in given.engines else []
         if "postgres" in given.engines:
-            engines.append(Databases(stack.enter_context(Server.start(fsync=True))))
+            server = stack.enter_context(Server.start(fsync=True))
+            check_slowed(server.pid)
+            engines.append(Databases(server))
         configurations: list[Configuration] = []
         for engine in engines:
             if given.history:
@@ -233,6 +242,7 @@ def _arguments() -> argparse.Namespace:
     arguments.add_argument("--only", nargs="+", help="configurations whose name contains one of these")
     arguments.add_argument("--history", type=_listed(int), default=[], help="lengths in transfers, with commas")
     arguments.add_argument("--folder", type=Path, help="measure the disk that this folder is on")
+    arguments.add_argument("--flush", type=float, metavar="MILLISECONDS", help="by which every flush takes longer")
     arguments.add_argument("--out", type=Path, help="keep the raw results in this JSON file")
     given = arguments.parse_args()
     if not set(given.engines) <= set(ENGINES):
@@ -261,6 +271,8 @@ def _rounds(configurations: Sequence[Configuration], given: argparse.Namespace) 
 async def _turn(configuration: Configuration, url: str, seconds: float) -> Result:
     accounts = configuration.accounts
     async with configuration.opened(url, accounts) as books:
+        gc.collect()
+        gc.freeze()  # as the server does once it has started
         return await measure(books, accounts=accounts, at_once=configuration.at_once, seconds=seconds)
 
 
