@@ -20,6 +20,7 @@ LONGEST_FIRST = ("system", "mutants", "simulation", "unit", "contracts", "tidy")
 """The folders of tests, in the order in which it matters that a file is not the last one that somebody waits for."""
 
 
+@pytest.hookimpl(optionalhook=True)  # the tests of mutants run without it
 def pytest_xdist_auto_num_workers() -> int:
     """A process more than there are processors: tests often wait, for a process that starts or a time that passes."""
     return (os.cpu_count() or 1) + 1
@@ -40,13 +41,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Apart from the usual topology, leave out what does not depend on it, and skip what says that it cannot."""
-    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(SYSTEM.parent).parts[0]))
+    items.sort(key=lambda item: _turn(item.path))
     if config.getoption("topology") == topologies.SPLIT:
         config.hook.pytest_deselected(items=[item for item in items if not _has_topology(item)])
         items[:] = [item for item in items if _has_topology(item)]
         for item in items:
             if mark := item.get_closest_marker("one_process"):
                 item.add_marker(pytest.mark.skip(reason=mark.args[0]))
+
+
+def _turn(path: Path) -> int:
+    """The place of a file in the order in which they are given out."""
+    folders = {SYSTEM.parent / name: place for place, name in enumerate(LONGEST_FIRST)}
+    return next((folders[folder] for folder in path.parents if folder in folders), 0)
 
 
 def _has_topology(item: pytest.Item) -> bool:
