@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tests.simulation.clients import Sent, Stream, answers_of
-from tests.simulation.requests import Request
+from tests.simulation.requested import Request
 from tests.simulation.steps import Late, Pause
 from tests.simulation.world import BATCH_MAX, STEP_MAX, UNANSWERED, Replica, World
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.simulation.records import Records, ceiling, check_records
-from tests.simulation.requests import RESERVES, Request
+from tests.simulation.requested import RESERVES, Request
 
 from parshall.accounting.model import BelowZero, PriceConflict, ReservationEnded, StepOutOfOrder
 from parshall.kernel.clock import SECOND

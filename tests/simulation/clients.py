@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.simulation.requests import Request
+from tests.simulation.requested import Request
 
 from parshall.kernel.clock import SECOND
 from parshall.kernel.errors import ParshallError

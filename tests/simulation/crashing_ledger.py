@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, event
 from tests.postgres import open_url
 from tests.simulation.clients import RESERVATION_SECONDS
-from tests.simulation.requests import Request, perform
+from tests.simulation.requested import Request, perform
 from tests.simulation.steps import named
 from tests.simulation.world import PACKAGE, Nobody
 

@@ -17,7 +17,7 @@ from tests.postgres import Engine, open_url
 from tests.simulation.clients import RESERVATION_SECONDS
 from tests.simulation.crashing_ledger import CRASHED
 from tests.simulation.records import Outside, Records, check_records
-from tests.simulation.requests import Request, perform
+from tests.simulation.requested import Request, perform
 from tests.simulation.world import PACKAGE, START, Nobody
 
 from parshall.accounting.service import Accounting

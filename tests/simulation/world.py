@@ -27,7 +27,7 @@ from tests.simulation.clients import (
     shown,
 )
 from tests.simulation.records import Outside
-from tests.simulation.requests import RESERVES, Request, perform
+from tests.simulation.requested import RESERVES, Request, perform
 from tests.simulation.steps import Crash, Death, MortalDatabase
 
 from parshall.accounting.service import Accounting

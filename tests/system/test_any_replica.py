@@ -1,7 +1,6 @@
 """Several real processes on one PostgreSQL and one Valkey: any of them serves any stream, and any of them may go."""
 
 import asyncio
-import os
 import random
 import sys
 import time
@@ -97,10 +96,9 @@ SOME = [
 
 @pytest.mark.parametrize("steps", [SOME, pytest.param(list(STEPS), marks=pytest.mark.soak)], ids=["some", "all"])
 def test_a_producer_killed_at_any_step_leaves_a_stream_that_others_end_and_settle_once(
-    tmp_path: Path, postgres_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, steps: list[str]
+    tmp_path: Path, postgres_url: str, valkey: Valkey, steps: list[str]
 ) -> None:
     """One replica for each step, all killed at once, and one that is left."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     points = [STEPS[step] for step in steps]
     with replicas(
         len(points) + 1,
