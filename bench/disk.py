@@ -4,6 +4,7 @@ Then every `fdatasync` and `fsync` of this program, and of what it starts (Postg
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ def slowed(milliseconds: float) -> None:
     nanoseconds = str(round(milliseconds * 1e6))
     if os.environ.get(_NANOSECONDS) == nanoseconds:
         return
+    if shutil.which("cc") is None:
+        raise SystemExit("To slow the disk down takes a C compiler named cc; install one (Debian: apt install gcc).")
     with tempfile.TemporaryDirectory(prefix="parshall-bench-flush-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL may run as another user
         library = f"{folder}/slow_flush.so"

@@ -242,9 +242,13 @@ def _arguments() -> argparse.Namespace:
     arguments.add_argument("--only", nargs="+", help="configurations whose name contains one of these")
     arguments.add_argument("--history", type=_listed(int), default=[], help="lengths in transfers, with commas")
     arguments.add_argument("--folder", type=Path, help="measure the disk that this folder is on")
-    arguments.add_argument("--flush", type=float, metavar="MILLISECONDS", help="by which every flush takes longer")
+    arguments.add_argument(
+        "--flush", type=float, default=0, metavar="MS", help="milliseconds by which every flush takes longer"
+    )
     arguments.add_argument("--out", type=Path, help="keep the raw results in this JSON file")
     given = arguments.parse_args()
+    if given.flush < 0:
+        arguments.error("--flush takes milliseconds by which a flush takes longer, so 0 or more")
     if not set(given.engines) <= set(ENGINES):
         arguments.error(f"--engines takes {' and '.join(ENGINES)}")
     return given
@@ -273,7 +277,10 @@ async def _turn(configuration: Configuration, url: str, seconds: float) -> Resul
     async with configuration.opened(url, accounts) as books:
         gc.collect()
         gc.freeze()  # as the server does once it has started
-        return await measure(books, accounts=accounts, at_once=configuration.at_once, seconds=seconds)
+        try:
+            return await measure(books, accounts=accounts, at_once=configuration.at_once, seconds=seconds)
+        finally:
+            gc.unfreeze()  # else what is left of this turn would stay for ever
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <time.h>
@@ -12,7 +13,7 @@ static int flushed(const char *name, int file) {
   long long rest = asked ? atoll(asked) : 0;
   struct timespec pause = {.tv_sec = rest / 1000000000, .tv_nsec = rest % 1000000000};
   prctl(PR_SET_TIMERSLACK, 1); /* of this thread; else the kernel may add 50 microseconds */
-  while (clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, &pause) != 0)
+  while (clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, &pause) == EINTR)
     ;
   return flush(file);
 }

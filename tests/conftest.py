@@ -16,7 +16,7 @@ from tests.valkey import Valkey
 settings.register_profile("parshall", deadline=None, print_blob=True)
 settings.load_profile("parshall")
 SYSTEM = Path(__file__).parent / "system"
-LONGEST_FIRST = ("system", "mutants", "simulation", "unit", "contracts", "tidy")
+LONGEST_FIRST = [SYSTEM.parent / name for name in ("system", "mutants", "simulation", "unit", "contracts", "tidy")]
 """The folders of tests, in the order in which it matters that a file is not the last one that somebody waits for."""
 
 
@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Apart from the usual topology, leave out what does not depend on it, and skip what says that it cannot."""
+    """Put long files first. Apart from the usual topology, leave out what does not depend on it or says it cannot."""
     items.sort(key=lambda item: _turn(item.path))
     if config.getoption("topology") == topologies.SPLIT:
         config.hook.pytest_deselected(items=[item for item in items if not _has_topology(item)])
@@ -52,8 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _turn(path: Path) -> int:
     """The place of a file in the order in which they are given out."""
-    folders = {SYSTEM.parent / name: place for place, name in enumerate(LONGEST_FIRST)}
-    return next((folders[folder] for folder in path.parents if folder in folders), 0)
+    return next((place for place, folder in enumerate(LONGEST_FIRST) if folder in path.parents), 0)
 
 
 def _has_topology(item: pytest.Item) -> bool:

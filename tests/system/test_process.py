@@ -1,4 +1,4 @@
-"""The life of the serving process: starts that fail, ends in mid-stream, and what the next start makes of them."""
+"""The life of the serving process: how it starts, ends in mid-stream, and what the next start makes of that."""
 
 import json
 import signal
